@@ -1,0 +1,29 @@
+"""A differentiable cost model of LLM training on wafer-scale chips, and a co-designer built on it."""
+
+from importlib.metadata import version as _version
+
+from watos_jax import presets as presets
+from watos_jax.estimate import Estimate as Estimate
+from watos_jax.estimate import estimate as estimate
+from watos_jax.formats import huggingface as _huggingface  # noqa: F401  (reached as watos_jax.formats.huggingface)
+from watos_jax.hardware import Budget as Budget
+from watos_jax.hardware import Core as Core
+from watos_jax.hardware import Die as Die
+from watos_jax.hardware import Efficiency as Efficiency
+from watos_jax.hardware import Knobs as Knobs
+from watos_jax.hardware import Link as Link
+from watos_jax.hardware import Memory as Memory
+from watos_jax.hardware import System as System
+from watos_jax.hardware import Technology as Technology
+from watos_jax.hardware import Tier as Tier
+from watos_jax.hardware import Wafer as Wafer
+from watos_jax.model import Transformer as Transformer
+from watos_jax.network.layout import layout as layout
+from watos_jax.relax import HARD as HARD
+from watos_jax.relax import Hard as Hard
+from watos_jax.relax import Relaxation as Relaxation
+from watos_jax.relax import Smooth as Smooth
+from watos_jax.strategy import Layout as Layout
+from watos_jax.strategy import Strategy as Strategy
+
+__version__ = _version("watos_jax")

@@ -1,0 +1,173 @@
+"""The model as one function: system, model and strategy in; time, memory, power, energy and margins out.
+
+`estimate` compiles once hard and once smooth for each fidelity and size of layout; every other input is a leaf.
+"""
+
+from typing import Any, Final, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from watos_jax.energy import operator_energies, peak_power_per_die, step_energy
+from watos_jax.fabrication import fabrication_ratios
+from watos_jax.hardware import System, Wafer
+from watos_jax.memory import MemoryUse, memory_use, stage_parameters, stages
+from watos_jax.model import Transformer
+from watos_jax.network.layout import layout as build_layout
+from watos_jax.operators.layer import pieces
+from watos_jax.operators.roofline import attention_cost, elementwise_times, matmul_cost
+from watos_jax.pipeline import step_time as pipeline_time
+from watos_jax.relax import HARD, Relaxation
+from watos_jax.stage import breakdown, collective_times, epilogue, pipeline_sends, stage_times
+from watos_jax.strategy import Layout, Strategy, violation
+from watos_jax.units import PerStage, Scalar, concrete
+from watos_jax.workload import attention, elementwise, matmuls, messages, model_flop
+from watos_jax.xla import fence
+
+Fidelity = Literal["roofline"]
+FIDELITIES: Final = ("roofline",)
+"""Operator models, from the quickest to the most faithful."""
+
+
+class Estimate(eqx.Module):
+    """What one training step takes.
+
+    Attributes:
+        step_time: s per optimizer step.
+        tokens_per_second: global batch over step time.
+        model_flop_utilisation: FLOP that the mathematics needs over what the occupied dies could do meanwhile.
+        breakdown: seconds by cause; they add up to `step_time`.
+        memory: bytes per die at each stage's peak, zero on padding, shape (stages,).
+        memory_parts: the same by use.
+        stage_forward: s per micro-batch of each stage, shape (stages,).
+        stage_backward: s per micro-batch of each stage, recomputation included, shape (stages,).
+        power: W, mean over the step, all dies.
+        energy: J per optimizer step.
+        margins: 1 - use / allowance of every limit; negative where the design does not fit.
+        fidelity: operator model that made the estimate.
+    """
+
+    step_time: Scalar
+    tokens_per_second: Scalar
+    model_flop_utilisation: Scalar
+    breakdown: dict[str, Scalar]
+    memory: PerStage
+    memory_parts: MemoryUse
+    stage_forward: PerStage
+    stage_backward: PerStage
+    power: Scalar
+    energy: Scalar
+    margins: dict[str, Scalar]
+    fidelity: str = eqx.field(static=True, default="roofline")
+
+    @property
+    def binding(self) -> str:
+        """Name of the smallest margin; for concrete, unbatched estimates."""
+        return min(self.margins, key=lambda name: float(self.margins[name]))
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every margin is at least 0; for concrete, unbatched estimates."""
+        return float(self.margins[self.binding]) >= 0.0
+
+
+def estimate(
+    system: System | Wafer,
+    model: Transformer,
+    strategy: Strategy,
+    *,
+    relax: Relaxation = HARD,
+    fidelity: Fidelity = "roofline",
+    layout: Layout | None = None,
+) -> Estimate:
+    """Estimate one training step.
+
+    Args:
+        system: the hardware; a wafer also gets its fabrication and power margins.
+        model: the transformer.
+        strategy: how it is spread and trained.
+        relax: `HARD`, the truth, or `Smooth(...)`, for descent.
+        fidelity: operator model; "roofline".
+        layout: what the network makes of the strategy; computed if None, which needs concrete hardware and strategy.
+
+    Returns:
+        Scalars of shape () and per-stage arrays; differentiable in every leaf of `system`, piecewise constant in the
+        degrees of `strategy`.
+
+    Raises:
+        ValueError: unknown fidelity, an illegal strategy, or no layout where hardware or strategy is traced.
+    """
+    if fidelity not in FIDELITIES:
+        raise ValueError(f"fidelity is {fidelity!r}: it must be one of {', '.join(FIDELITIES)}")
+    if all(concrete(leaf) is not None for leaf in jax.tree.leaves((model, strategy))):
+        broken = violation(model, strategy)
+        if broken is not None:
+            raise ValueError(broken)
+    if layout is None:
+        layout = build_layout(system, strategy)
+    return _estimate(*jax.tree.map(_strong, (system, model, strategy, relax, layout)), fidelity)
+
+
+def _strong(leaf: Any) -> Any:
+    # one type for floats and arrays alike, so that neither adds a compilation
+    return leaf if isinstance(leaf, jax.core.Tracer) else jnp.asarray(leaf, dtype=jnp.result_type(float))
+
+
+@eqx.filter_jit
+def _estimate(
+    hardware: System | Wafer,
+    model: Transformer,
+    strategy: Strategy,
+    relax: Relaxation,
+    layout: Layout,
+    fidelity: Fidelity,
+) -> Estimate:
+    system = hardware.system if isinstance(hardware, Wafer) else hardware
+    held = stages(model, strategy, layout.max_stages)
+    common, experts = stage_parameters(model, strategy, held)
+    traffic, sizes = elementwise(model, strategy), messages(model, strategy)
+    shapes = matmuls(model, strategy)
+    products = fence(
+        matmul_cost(system.die, system.efficiency, shapes, strategy.gradient_bytes, relax), system.die.core.clock
+    )
+    core = attention_cost(system.die, system.efficiency, attention(model, strategy), relax)
+    seconds = elementwise_times(system.die, system.efficiency, traffic)
+    times = stage_times(
+        pieces(products.forward, core.forward, seconds),
+        pieces(products.backward, core.backward, seconds, 2.0),
+        collective_times(system, strategy, layout, sizes),
+        pipeline_sends(system, strategy, layout, sizes),
+        strategy,
+        held,
+    )
+    pipelined = pipeline_time(times.forward, times.backward, strategy, relax)
+    after, after_parts = epilogue(system, strategy, layout, common, experts, relax)
+    step = pipelined + after
+
+    used = memory_use(model, strategy, held, common, experts)
+    joules = operator_energies(system, products, core, traffic, relax)
+    energy = step_energy(hardware, system, model, strategy, layout, held, joules, sizes, step, relax)
+    power = energy / step
+    ratios = {"memory": relax.max_over(used.total) / system.die.memory.capacity}
+    if isinstance(hardware, Wafer):
+        density = peak_power_per_die(hardware, relax) / (hardware.die.width * hardware.die.height)
+        ratios |= fabrication_ratios(hardware, relax)
+        ratios["power"] = power / hardware.power_limit
+        ratios["power_density"] = density / hardware.power_density_limit
+    tokens = strategy.global_batch_size * model.sequence_length
+    return Estimate(
+        step_time=step,
+        tokens_per_second=tokens / step,
+        model_flop_utilisation=model_flop(model, strategy) / step / strategy.num_dies / system.die.flop_rate,
+        breakdown=breakdown(times, strategy, pipelined)
+        | {"data_parallel": after_parts.reduction, "optimizer": after_parts.optimizer},
+        memory=used.total,
+        memory_parts=used,
+        stage_forward=times.forward,
+        stage_backward=times.backward,
+        power=power,
+        energy=energy,
+        margins={name: 1.0 - ratio for name, ratio in ratios.items()},
+        fidelity=fidelity,
+    )

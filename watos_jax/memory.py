@@ -1,0 +1,195 @@
+"""Bytes of DRAM that every pipeline stage needs at its peak.
+
+Weights (2 bytes), gradients (2 or 4), Adam's states (12: two moments and a 32-bit master copy), activations of the
+micro-batches in flight, and a working set: the layer that is being recomputed, and the 32-bit logits on the last stage.
+
+Neglects: allocator fragmentation, communication buffers, framework and kernel workspaces.
+"""
+
+from typing import Final
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from watos_jax.xla import fence
+from watos_jax.model import Transformer
+from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy
+from watos_jax.units import PerStage
+from watos_jax.workload import ELEMENT_BYTES, Activations, activations, micro_batch_tokens, parameters
+
+OPTIMIZER_BYTES: Final = 12.0
+"""Adam in mixed precision: 32-bit master weight and two 32-bit moments per parameter."""
+LOGIT_BYTES: Final = 6.0
+"""16-bit logits and their 32-bit copy, held while the loss is computed."""
+
+
+class Stages(eqx.Module):
+    """What each pipeline stage holds, padded to the layout's number of stages.
+
+    Attributes:
+        active: 1 for stages that exist.
+        first: 1 for the stage with the embedding.
+        last: 1 for the stage with LM head and loss.
+        dense: dense layers.
+        mixture: mixture layers.
+        in_flight: micro-batches whose activations are kept at the peak.
+    """
+
+    active: PerStage
+    first: PerStage
+    last: PerStage
+    dense: PerStage
+    mixture: PerStage
+    in_flight: PerStage
+
+
+class MemoryUse(eqx.Module):
+    """Bytes per device at each stage's peak.
+
+    Attributes:
+        weights: 16-bit parameters.
+        gradients: accumulated gradients.
+        optimizer: Adam's states.
+        activations: kept for the micro-batches in flight.
+        working: recomputed layer and logits.
+    """
+
+    weights: PerStage
+    gradients: PerStage
+    optimizer: PerStage
+    activations: PerStage
+    working: PerStage
+
+    @property
+    def total(self) -> PerStage:
+        """Sum of all kinds."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.working
+
+
+def stages(model: Transformer, strategy: Strategy, max_stages: int) -> Stages:
+    """Spread the layers: `floor(layers / stages)` each, one more on stages 1, 2, ... until all are placed.
+
+    The first stage is passed over because it keeps most micro-batches, the last because it has the LM head.
+    1F1B keeps `min(m, p - s)` micro-batches at stage s (0-based), GPipe all m, interleaving with v chunks
+    `min(m v, 2 (p - s - 1) + (v - 1) p + 1)` chunks (Narayanan et al., SC 2021, section 2.2).
+
+    Args:
+        model: the transformer.
+        strategy: how it is spread.
+        max_stages: padded number of stages.
+    """
+    index = jnp.arange(max_stages, dtype=jnp.result_type(float))
+    p, m, v = strategy.pipeline_parallel, strategy.num_micro_batches, strategy.virtual_stages
+    base = jnp.floor(model.num_layers / p)
+    spare = model.num_layers - base * p
+    # micro-batches kept at stage s: offset - slope * s, at most m
+    interleaved = v > 1.0
+    offset = jnp.where(interleaved, (2.0 * p - 1.0 + (v - 1.0) * p) / v, p)
+    slope = jnp.where(interleaved, 2.0 / v, 1.0)
+    gpipe = strategy.schedule == 1.0
+    offset, slope = jnp.where(gpipe, m, offset), jnp.where(gpipe, 0.0, slope)
+    p, m, base, spare, offset, slope = fence((p, m, base, spare, offset, slope), p)
+    active = jnp.where(index < p, 1.0, 0.0)
+    layers = (base + jnp.where((index >= 1.0) & (index <= spare), 1.0, 0.0)) * active
+    start = index * base + jnp.clip(index - 1.0, 0.0, spare)
+    mixture = _mixture_layers_before(model, start + layers) - _mixture_layers_before(model, start)
+    kept = offset - slope * index
+    return Stages(
+        active=active,
+        first=jnp.where(index == 0.0, 1.0, 0.0),
+        last=jnp.where(index == p - 1.0, 1.0, 0.0),
+        dense=layers - mixture,
+        mixture=mixture,
+        in_flight=jnp.where(kept < m, kept, m) * active,
+    )
+
+
+def kept_bytes(inventory: Activations, strategy: Strategy) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+    """Bytes kept per dense and per mixture layer and micro-batch at the strategy's recomputation level.
+
+    Args:
+        inventory: bytes of each saved tensor.
+        strategy: `recompute` is one level or one per stage; flash attention frees its row sums with its output.
+    """
+    level = jnp.asarray(strategy.recompute)
+    flash = strategy.flash_attention
+    keep = {name: jnp.where(level < code, 1.0, 0.0) for code, name in enumerate(RECOMPUTE_LEVELS)}
+    shared = (
+        inventory.boundary
+        + inventory.always * keep["full"]
+        + inventory.scores * (flash * keep["attention"] + (1.0 - flash) * keep["selective"])
+        + inventory.norms * keep["norms"]
+        + inventory.projections * keep["projections"]
+        + inventory.attention_output * keep["attention"]
+    )
+    dense = inventory.activation * keep["activation"] + inventory.up * keep["mlp"]
+    mixture = inventory.expert_activation * keep["activation"] + inventory.expert_up * keep["mlp"]
+    return shared + dense, shared + mixture
+
+
+def stage_parameters(
+    model: Transformer, strategy: Strategy, held: Stages
+) -> tuple[PerStage, PerStage]:
+    """Parameters per device of each stage: those replicated over all data-parallel peers, and routed experts."""
+    counts = fence(parameters(model, strategy), strategy.pipeline_parallel)
+    # with one stage and tied tables the first table is also the last
+    second = 1.0 - model.tied_embeddings * jnp.where(strategy.pipeline_parallel > 1.0, 0.0, 1.0)
+    common = (
+        (held.dense + held.mixture) * counts.attention
+        + held.dense * counts.mlp
+        + held.mixture * counts.router_and_shared
+        + (held.first + held.last * second) * counts.embedding
+    )
+    return common, held.mixture * counts.experts
+
+
+def memory_use(
+    model: Transformer, strategy: Strategy, held: Stages, common: PerStage, experts: PerStage
+) -> MemoryUse:
+    """Peak bytes per device of every stage.
+
+    Args:
+        model: the transformer.
+        strategy: how it is spread; `optimizer_sharding` 1 shards Adam's states, 2 also the gradients.
+        held: layers and micro-batches of each stage.
+        common: parameters of each stage that all data-parallel peers replicate.
+        experts: routed-expert parameters of each stage.
+
+    Returns:
+        Arrays of shape (stages,), zero on padding.
+    """
+    peers = strategy.data_parallel * strategy.context_parallel
+    share, expert_share = 1.0 / peers, strategy.expert_parallel / peers
+    states_sharded, gradients_sharded = strategy.optimizer_sharding >= 1.0, strategy.optimizer_sharding >= 2.0
+    inventory = activations(model, strategy)
+    dense, mixture = kept_bytes(inventory, strategy)
+    whole_dense, whole_mixture = kept_bytes(
+        inventory, Strategy(recompute=0.0, flash_attention=strategy.flash_attention)
+    )
+    tokens = micro_batch_tokens(model, strategy)
+    scalars = (
+        OPTIMIZER_BYTES * jnp.where(states_sharded, share, 1.0),
+        OPTIMIZER_BYTES * jnp.where(states_sharded, expert_share, 1.0),
+        strategy.gradient_bytes * jnp.where(gradients_sharded, share, 1.0),
+        strategy.gradient_bytes * jnp.where(gradients_sharded, expert_share, 1.0),
+        LOGIT_BYTES * tokens * model.vocab_size / strategy.tensor_parallel,
+        whole_dense,
+        whole_mixture,
+    )
+    optimizer, expert_optimizer, gradient, expert_gradient, logits, whole_dense, whole_mixture = fence(scalars, peers)
+    dense, mixture = fence((dense, mixture), peers)
+    recomputed = jnp.where(held.mixture > 0.0, whole_mixture - mixture, whole_dense - dense) * held.active
+    return MemoryUse(
+        weights=ELEMENT_BYTES * (common + experts),
+        gradients=gradient * common + expert_gradient * experts,
+        optimizer=optimizer * common + expert_optimizer * experts,
+        activations=held.in_flight * (held.dense * dense + held.mixture * mixture),
+        working=recomputed + held.last * logits,
+    )
+
+
+def _mixture_layers_before(model: Transformer, layers: PerStage) -> PerStage:
+    past_dense = layers - model.num_dense_layers
+    count = jnp.floor(jnp.where(past_dense > 0.0, past_dense, 0.0) / model.moe_layer_interval)
+    return jnp.where(model.num_experts > 0.0, count, 0.0)

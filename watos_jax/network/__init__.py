@@ -1,0 +1,1 @@
+"""Networks: fabrics, routes, collectives, and what they make of a strategy."""

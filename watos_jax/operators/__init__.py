@@ -1,0 +1,1 @@
+"""Time and traffic of single operators on one die, at several fidelities behind one interface."""

@@ -1,0 +1,120 @@
+"""From operators to a layer: the pieces whose times (or energies) add up, and what each recomputation level repeats."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy
+from watos_jax.units import Scalar
+from watos_jax.workload import Elementwise
+
+
+class Pieces(eqx.Module):
+    """Seconds (or joules) of each piece of the forward or backward pass of one micro-batch on one device.
+
+    Attributes:
+        projections: queries, keys and values, with rotary positions.
+        core: scores, softmax and product with the values.
+        attention_output: output projection.
+        norms: both norms.
+        residuals: both residual additions.
+        up: first feed-forward product, dense layer.
+        activation: activation function, dense layer.
+        down: second feed-forward product, dense layer.
+        expert_up: first product of routed and shared experts.
+        expert_activation: activation function, dispatch and combine of experts.
+        expert_down: router and second product of experts.
+        head: LM head and loss.
+    """
+
+    projections: Scalar
+    core: Scalar
+    attention_output: Scalar
+    norms: Scalar
+    residuals: Scalar
+    up: Scalar
+    activation: Scalar
+    down: Scalar
+    expert_up: Scalar
+    expert_activation: Scalar
+    expert_down: Scalar
+    head: Scalar
+
+    @property
+    def matmul(self) -> tuple[Scalar, Scalar]:
+        """Sum over matrix products of a dense and of a mixture layer."""
+        shared = self.projections + self.attention_output
+        return shared + self.up + self.down, shared + self.expert_up + self.expert_down
+
+    @property
+    def elementwise(self) -> tuple[Scalar, Scalar]:
+        """Sum over element-wise operators of a dense and of a mixture layer."""
+        shared = self.norms + self.residuals
+        return shared + self.activation, shared + self.expert_activation
+
+    @property
+    def layer(self) -> tuple[Scalar, Scalar]:
+        """Sum over a dense and over a mixture layer."""
+        shared = self.projections + self.core + self.attention_output + self.norms + self.residuals
+        dense = shared + self.up + self.activation + self.down
+        return dense, shared + self.expert_up + self.expert_activation + self.expert_down
+
+
+def pieces(matmuls: Float[Array, " ops"], core: Scalar, traffic: Elementwise, scale: float = 1.0) -> Pieces:
+    """Group per-operator values into pieces.
+
+    Args:
+        matmuls: one value per name in `workload.MATMULS`.
+        core: value of the attention core.
+        traffic: values of the element-wise groups.
+        scale: factor on the element-wise values (2 for backward: gradient and saved tensor are both read).
+    """
+    return Pieces(
+        projections=matmuls[0] + matmuls[1] + matmuls[2] + matmuls[3] + scale * traffic.rotary,
+        core=core,
+        attention_output=matmuls[4],
+        norms=scale * traffic.norms,
+        residuals=scale * traffic.residuals,
+        up=matmuls[5],
+        activation=scale * traffic.activation,
+        down=matmuls[6],
+        expert_up=matmuls[8] + matmuls[10],
+        expert_activation=scale * traffic.expert_activation,
+        expert_down=matmuls[7] + matmuls[9] + matmuls[11],
+        head=matmuls[12] + 0.5 * traffic.loss,
+    )
+
+
+def recomputed(
+    forward: Pieces, communication: Scalar, dispatch: Scalar, strategy: Strategy
+) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+    """What one dense and one mixture layer repeat in the backward pass at the strategy's recomputation level.
+
+    Each level repeats what produces the tensors it does not keep (`memory.kept_bytes`). Flash attention repeats its
+    core only where its output is dropped; its backward recomputes the scores in any case.
+
+    Args:
+        forward: values of the forward pass.
+        communication: value of a layer's forward tensor and context collectives, repeated by "full" alone.
+        dispatch: value of one all-to-all; repeated where dispatched tokens are dropped, twice by "full".
+        strategy: `recompute` is one level or one per stage.
+
+    Returns:
+        Values of a dense and of a mixture layer, of the shape of `strategy.recompute`.
+    """
+    level = jnp.asarray(strategy.recompute)
+    flash = strategy.flash_attention
+    at = {name: jnp.where(level >= code, 1.0, 0.0) for code, name in enumerate(RECOMPUTE_LEVELS)}
+    shared = (
+        forward.core * ((1.0 - flash) * at["selective"] + flash * at["attention"])
+        + forward.norms * at["norms"]
+        + forward.projections * at["projections"]
+        + (forward.attention_output + forward.residuals + communication) * at["full"]
+    )
+    dense = forward.activation * at["activation"] + forward.up * at["mlp"] + forward.down * at["full"]
+    mixture = (
+        forward.expert_activation * at["activation"]
+        + (forward.expert_up + dispatch) * at["mlp"]
+        + (forward.expert_down + dispatch) * at["full"]
+    )
+    return shared + dense, shared + mixture
