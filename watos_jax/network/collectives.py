@@ -8,9 +8,8 @@ a volume is the load of the worst link per byte of buffer.
 Neglects: software overhead per message, contention between different operations, early release of links, reduction
 arithmetic, algorithms that trade volume for latency in small messages (trees), and reduction inside switches.
 
-References: Thakur, Rabenseifner, Gropp (2005), IJHPCA 19(1), section 4; Patarasuk, Yuan (2009), JPDC 69(2),
-sections 3 and 4 (the ring is bandwidth-optimal); Jain, Sabharwal (2010), ICS, and Cho et al. (2019), IBM J. Res.
-Dev. 63(6) (one dimension, one tier after the other); Won et al., TACOS, arXiv 2304.05301 (bound on a topology).
+References: Thakur, Rabenseifner, Gropp (2005), IJHPCA 19(1); Patarasuk, Yuan (2009), JPDC 69(2) (the ring is
+bandwidth-optimal); Cho et al. (2019), IBM J. Res. Dev. 63(6) (one tier after the other).
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,6 @@ import numpy as np
 from jaxtyping import Int
 
 from watos_jax.network.contention import Network, flow_hops, ring_loads
-from watos_jax.network.topology import Fabric, folded, hamiltonian_cycle, has_hamiltonian_cycle, row_major, snake
 from watos_jax.strategy import Collective
 
 Groups = Int[np.ndarray, "groups members"]
@@ -88,29 +86,6 @@ def in_turn(parts: Sequence[Collective], shares: Sequence[float]) -> Collective:
     )
 
 
-def pipelined(volumes: Sequence[np.ndarray], rounds: Sequence[int], chunks: int) -> np.ndarray:
-    """Volume of phases on different links that K chunks pass through in order, first come, first served.
-
-    `max_i (sum_(j<i) entry_j + v_i + sum_(j>i) v_j / K)`: the slowest phase i works without a break from the
-    arrival of the first chunk until the last one leaves it. The first chunk leaves a phase of r rounds, in which
-    all chunks take turns, after `entry = v ((r-1) K + 1) / (r K)`, or after v / K where chunks arrive more slowly
-    than they are handled.
-
-    Args:
-        volumes: of each phase, shape (tiers,).
-        rounds: messages that a chunk takes in each phase.
-        chunks: K; with 1 the phases run one after the other.
-    """
-    longest, entered, slowest = (np.zeros_like(volumes[0]) for _ in range(3))
-    for number, (volume, turns) in enumerate(zip(volumes, rounds, strict=True)):
-        tail = np.sum([*volumes[number + 1 :], np.zeros_like(volume)], axis=0) / chunks
-        longest = np.maximum(longest, entered + volume + tail)
-        queued = volume * ((turns - 1) * chunks + 1) / (max(turns, 1) * chunks)
-        entered = entered + np.where(volume >= slowest, queued, volume / chunks)
-        slowest = np.maximum(slowest, volume)
-    return longest
-
-
 def half(all_reduce: Collective) -> Collective:
     """The reduce-scatter or the all-gather of an all-reduce: half of its volume, steps and traffic."""
     return collective(
@@ -141,7 +116,7 @@ def ring_all_reduce(
 
     Neglects: that the longest chain and the busiest link overlap for medium messages; their times are added.
 
-    Reference: Patarasuk, Yuan (2009), section 4; Thakur et al. (2005), section 4.4.
+    Reference: Patarasuk, Yuan (2009); Thakur et al. (2005).
     """
     members = groups.shape[1]
     if members == 1:
@@ -166,7 +141,7 @@ def ring_all_reduce(
     return collective(volume, steps, traffic)
 
 
-def _split(groups: Groups, unit: int) -> tuple[Groups, Groups] | None:
+def _split(groups: Groups, unit: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Split groups by the unit of `unit` devices that members sit in.
 
     Returns:
@@ -223,113 +198,3 @@ def hierarchical_all_reduce(
         if rest.shape[1] == 1:
             break
     return in_turn(parts, shares) if parts else nothing(network)
-
-
-def row_column(
-    network: Network,
-    groups: Groups,
-    rows: int,
-    cols: int,
-    *,
-    operation: str = "all_reduce",
-    directions: str = "best",
-    transport: Transport = DEFAULT_TRANSPORT,
-) -> Collective:
-    """Collective of rectangles dimension by dimension: reduce-scatter rows, all-reduce columns, all-gather rows.
-
-    Phases of volume `(c-1)/c L_row`, `2 (r-1)/(r c) L_col`, `(c-1)/c L_row` use different links and overlap chunk
-    by chunk (`pipelined`). One way round, the all-gather goes against the reduce-scatter; where both need the same
-    links (a mesh, or rings of two ways) the row takes at least the sum of its two phases. On a mesh a row is a
-    line: the ring on it returns the way it came and loads every link once each way, L = 1.
-
-    Args:
-        network: the tiers.
-        groups: members of each rectangle, row by row.
-        rows: rows of the rectangle.
-        cols: columns of the rectangle.
-        operation: "all_reduce", "reduce_scatter" (rows, then columns) or "all_gather" (columns, then rows).
-        directions: see `DIRECTIONS`.
-        transport: how messages move.
-
-    Neglects: starting half of the buffer with the columns, which would use both dimensions evenly.
-
-    Reference: Jain, Sabharwal (2010), section 4.
-    """
-    grid = groups.reshape(-1, rows, cols)
-    lines = (grid.reshape(-1, cols), grid.swapaxes(1, 2).reshape(-1, rows))
-    row, col = (ring_all_reduce(network, line, directions=directions, transport=transport) for line in lines)
-    whole = in_turn((row, col), (1.0, 1.0 / cols))
-    along_row, along_col = 0.5 * np.asarray(row.volume), 0.5 * np.asarray(col.volume) / cols
-    if operation == "reduce_scatter":
-        volume = pipelined((along_row, along_col), (cols - 1, rows - 1), transport.chunks)
-    elif operation == "all_gather":
-        volume = pipelined((along_col, along_row), (rows - 1, cols - 1), transport.chunks)
-    else:
-        phases, rounds = (along_row, 2.0 * along_col, along_row), (cols - 1, 2 * rows - 2, cols - 1)
-        volume = pipelined(phases, rounds, transport.chunks)
-        both = ring_all_reduce(network, lines[0], directions="two", transport=transport)
-        volume = np.maximum(volume, np.asarray(both.volume) + 2.0 * along_col / transport.chunks)
-        return collective(volume, np.asarray(whole.steps), np.asarray(whole.traffic))
-    return collective(volume, 0.5 * np.asarray(whole.steps), 0.5 * np.asarray(whole.traffic))
-
-
-def rectangle_orders(rows: int, cols: int) -> list[np.ndarray]:
-    """Ring orders worth trying on a rectangle: a Hamiltonian cycle, or else snake, folded snake and row-major."""
-    if has_hamiltonian_cycle(rows, cols):
-        return [hamiltonian_cycle(rows, cols)]
-    path = snake(rows, cols)
-    return [path, folded(path), row_major(rows, cols)]
-
-
-def best_ring_all_reduce(network: Network, groups: Groups, rows: int, cols: int) -> Collective:
-    """The ring of least volume, then of least steps, over the orders of `rectangle_orders`.
-
-    Args:
-        network: the tiers.
-        groups: members of each rectangle, row by row.
-        rows: rows of the rectangle.
-        cols: columns of the rectangle.
-    """
-    rings = [ring_all_reduce(network, groups[:, order]) for order in rectangle_orders(rows, cols)]
-    return min(rings, key=lambda ring: (round(ring.volume[0], 9), ring.steps[0]))
-
-
-def bound_all_reduce(fabric: Fabric) -> Collective:
-    """What no all-reduce of a whole fabric can beat.
-
-    `volume = 2 (n-1)/n / d`, d the links into the least-connected node (2 at a mesh corner, 1 in a switch, 4 in a
-    torus): in the all-gather that node receives (n-1)/n of the buffer. `steps` = twice the longest shortest route.
-
-    Reference: Won et al., TACOS, arXiv 2304.05301: synthesised schedules come within 1 to 10 % of it on meshes.
-    """
-    members = fabric.num_nodes
-    if members == 1:
-        return nothing(Network((fabric,)))
-    degree, furthest = 1, 1
-    if not fabric.is_switch:
-        sizes = [size for size in (fabric.rows, fabric.cols) if size > 1]
-        degree = sum(2 if fabric.wraps(size) else 1 for size in sizes)
-        furthest = sum(size // 2 if fabric.wraps(size) else size - 1 for size in sizes)
-    volume = 2.0 * (members - 1) / members
-    return collective(np.array([volume / degree]), np.array([2.0 * furthest]), np.array([volume]))
-
-
-def link_occupying_bound(fabric: Fabric, chunks: int) -> Collective:
-    """The bound where a link is busy for latency and bandwidth of every message, as in synthesised schedules.
-
-    The least-connected node receives `(n-1) chunks` messages of `1/(n chunks)` over d links, one after the other:
-    `q = ceil((n-1) chunks / d)` rounds per phase, `volume = 2 q / (n chunks)`, `steps = 2 q`.
-
-    Args:
-        fabric: the graph.
-        chunks: messages that each device's share is cut into.
-
-    Reference: Won et al., TACOS, arXiv 2304.05301, section 4 (alpha-beta cost of a link).
-    """
-    members = fabric.num_nodes
-    degree = round(2.0 * (members - 1) / members / float(bound_all_reduce(fabric).volume[0]))
-    rounds = -(-(members - 1) * chunks // degree)
-    steps = 2.0 * rounds
-    return collective(
-        np.array([steps / (members * chunks)]), np.array([steps]), np.array([2.0 * (members - 1) / members])
-    )

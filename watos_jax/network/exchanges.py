@@ -6,8 +6,8 @@ broadcast, and the message for point-to-point. All groups and all flows of one c
 Neglects: injection overhead per message; losses inside routers under full load (a flit-level simulation of an 8 x
 8 mesh needs 1.24 times the time of the all-to-all bound); overlap of tiers, whose times are added.
 
-References: Thakur, Rabenseifner, Gropp (2005), IJHPCA 19(1), sections 4.1 to 4.5; Dally, Towles (2004), Principles
-and Practices of Interconnection Networks, section 3.3 (throughput from channel loads).
+References: Thakur, Rabenseifner, Gropp (2005), IJHPCA 19(1); Dally, Towles (2004), Principles and Practices of
+Interconnection Networks (throughput from channel loads).
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ def broadcast(network: Network, groups: Groups) -> Collective:
     """Broadcast from the first member, in packets down the chain of members in the order given.
 
     `volume = L`, the worst link load of the chain; `steps` = its hops. Bandwidth-optimal for long messages where
-    consecutive members are neighbours; scatter and all-gather (Thakur et al., section 4.2) take twice this volume.
+    consecutive members are neighbours; scatter and all-gather (Thakur et al., 2005) take twice this volume.
 
     Args:
         network: the tiers.
@@ -144,7 +144,7 @@ def halving_doubling(members: int) -> Steps:
 
     Reduce-scatter exchanges 1/2, 1/4, ... of the buffer with i xor 1, 2, 4, ...; all-gather goes back.
 
-    Reference: Thakur et al. (2005), section 4.5.
+    Reference: Thakur et al. (2005).
     """
     places, _ = recursive_doubling(members)
     shares = 0.5 ** np.arange(1, len(places) + 1)

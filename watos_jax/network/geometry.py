@@ -94,9 +94,12 @@ def misfit(network: Network, geometry: Geometry) -> str | None:
     if needed > network.num_devices:
         return f"the strategy needs {needed} dies: it must need at most the {network.num_devices} of the system"
     if not fabric.is_switch and geometry.slots > num_rectangles(network, geometry):
+        rows, cols = geometry.tensor_rows, geometry.tensor_cols
+        turned = num_rectangles(network, geometry._replace(tensor_rows=cols, tensor_cols=rows))
+        hint = f" ({cols} x {rows} would do)" if turned >= geometry.slots else ""
         return (
-            f"the strategy needs {geometry.slots} rectangles of {geometry.tensor_rows} x {geometry.tensor_cols} "
-            f"dies: it must need at most the {num_rectangles(network, geometry)} that tile the system"
+            f"the strategy needs {geometry.slots} rectangles of {rows} x {cols} dies: it must need at most the "
+            f"{num_rectangles(network, geometry)} that tile the system{hint}"
         )
     peers = geometry.data * geometry.context
     if peers % geometry.expert:

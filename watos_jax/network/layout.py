@@ -15,14 +15,13 @@ from jaxtyping import Int
 
 from watos_jax.hardware import System, Wafer
 from watos_jax.network.collectives import (
-    best_ring_all_reduce,
     hierarchical_all_reduce,
     nothing,
-    row_column,
 )
 from watos_jax.network.contention import Network, flow_hops, worst_loads_of_sets
 from watos_jax.network.exchanges import all_to_all, point_to_point
 from watos_jax.network.geometry import Geometry, devices, misfit, num_rectangles
+from watos_jax.network.rectangles import best_ring_all_reduce, row_column
 from watos_jax.strategy import TENSOR_COLLECTIVES, Collective, Layout, Strategy
 
 STAGE_MULTIPLE = 8
@@ -92,7 +91,7 @@ def padded(pipeline: int) -> int:
 
 @lru_cache(maxsize=1)
 def _structure() -> jax.tree_util.PyTreeDef:
-    """A `Layout` with its collectives as leaves: rebuilding skips constructors, which cost more than the numbers."""
+    """A `Layout` with its collectives as leaves: rebuilding skips constructors, which cost more than numbers."""
     none, stages = nothing(Network(())), np.zeros((1, 0))
     empty = Layout(none, none, none, none, none, stages, stages)
     return jax.tree.structure(empty, is_leaf=lambda node: isinstance(node, Collective))
@@ -223,10 +222,11 @@ def placement_map(
         meshes of the outer tiers one below the other.
     """
     network, geometry = Network.of(system), Geometry.of(strategy)
-    reason = misfit(network, geometry)
+    key = None if order is None else tuple(int(slot) for slot in order)
+    reason = misfit(network, geometry) or _bad_order(network, geometry, key)
     if reason is not None:
         raise ValueError(reason)
-    held = devices(network, geometry, None if order is None else np.asarray(order))
+    held = devices(network, geometry, None if key is None else np.array(key))
     dies = np.full(network.num_devices, -1)
     stage = np.arange(geometry.data * geometry.pipeline).reshape(geometry.data, geometry.pipeline, 1, 1)
     dies[held] = np.broadcast_to(stage, held.shape)

@@ -1,7 +1,8 @@
 """What the coefficients predict for a run of a network simulator: one row of a table in, seconds out.
 
-Nothing is fitted. A row states topology, size, link bandwidth, latency, algorithm and number of chunks, and the
-tool decides how messages move (`Transport`):
+No number is fitted: a row states topology, size, link bandwidth, latency, algorithm and chunks. How messages move
+(`Transport`) is told by the tool; that in ASTRA-sim chunks take turns, and the all-gather of an all-reduce per
+dimension goes against its reduce-scatter, was read from its results:
 
 * ASTRA-sim, congestion-aware analytical backend: every message is stored and forwarded whole at every hop, a ring
   goes one way, the buffer is cut into `splits` chunks, rows of a 2-D topology come before columns;
@@ -9,23 +10,24 @@ tool decides how messages move (`Transport`):
   its all-gather and all-to-all named ring send straight to rank + i in step i;
 * TACOS: synthesised schedules, compared with the bound at which a link is busy for latency and bandwidth of a
   message;
-* BookSim: flit-level all-to-all, compared with the bound from link loads.
+* BookSim: flit-level all-to-all, compared with the bound from link loads; a node has one port of a link's
+  bandwidth.
 
 `bytes` is the full buffer per node, `link_GBps` 1e9 bytes/s in one direction of one link, `latency_ns` of one
 link; a route through a switch has two links.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from watos_jax.network.bounds import bound_of_messages
 from watos_jax.network.collectives import (
     Transport,
     half,
-    link_occupying_bound,
     ring_all_reduce,
-    row_column,
 )
 from watos_jax.network.contention import Network
 from watos_jax.network.exchanges import (
@@ -36,6 +38,7 @@ from watos_jax.network.exchanges import (
     recursive_doubling,
     rotation,
 )
+from watos_jax.network.rectangles import row_column
 from watos_jax.network.topology import Fabric, hamiltonian_cycle, row_major, snake
 from watos_jax.strategy import Collective
 from watos_jax.units import GIGA, MIB, NANO
@@ -45,6 +48,19 @@ Row = Mapping[str, str]
 
 FULL_CHUNKS: Final = 16
 """Chunks from which a network that stores and forwards behaves as one that cuts through."""
+
+SHAPE: Final = (
+    "tool",
+    "topology",
+    "dims",
+    "collective",
+    "algorithm",
+    "splits",
+    "active_chunks",
+    "rank_mapping",
+    "chunks_per_npu",
+)
+"""Columns that decide the coefficients."""
 
 ORDERS: Final[dict[str, Callable[[int, int], np.ndarray]]] = {
     "row-major": row_major,
@@ -96,18 +112,29 @@ def predict(row: Row) -> Prediction:
 
     Returns:
         The class of the row and its time, or why it is skipped.
+
+    Raises:
+        ValueError: where a column is missing, or a mapping of ranks is unknown.
     """
     tool = row.get("tool", "").split("-")[0].split(" ")[0]
     try:
         if tool not in TOOLS or "time_us" not in row:
             raise Unmodelled("not a table of collectives of a known simulator")
-        case, operation = TOOLS[tool](row)
+        case, operation = _operation(tool, tuple((name, row[name]) for name in SHAPE if name in row))
     except Unmodelled as reason:
         return Prediction("", float("nan"), str(reason))
+    except KeyError as missing:
+        raise ValueError(f"row has no column or value {missing}: a table of {tool} needs it") from missing
     links = 2 if row["topology"].lower() == "switch" else 1
     slope = float(np.sum(operation.volume)) / (float(row["link_GBps"]) * GIGA)
     hops = float(np.sum(operation.steps)) * float(row["latency_ns"]) * NANO * links
     return Prediction(f"{tool}: {case}", float(row["bytes"]) * slope + hops, "")
+
+
+@lru_cache(maxsize=4096)
+def _operation(tool: str, described: tuple[tuple[str, str], ...]) -> tuple[str, Collective]:
+    """Class and coefficients of the rows that share the columns of `SHAPE`."""
+    return TOOLS[tool](dict(described))
 
 
 def errors(rows: Iterable[Row], *, least_bytes: float = MIB) -> tuple[dict[str, CaseError], dict[str, int]]:
@@ -232,16 +259,16 @@ def _simgrid(row: Row) -> tuple[str, Collective]:
 def _tacos(row: Row) -> tuple[str, Collective]:
     """Schedules synthesised by TACOS."""
     _, fabric = _fabric(row)
-    bound = link_occupying_bound(fabric, int(row["chunks_per_npu"]))
+    bound = bound_of_messages(fabric, int(row["chunks_per_npu"]))
     return f"synthesised against bound, {_shape(fabric)}", _part(row, bound)
 
 
 def _booksim(row: Row) -> tuple[str, Collective]:
     """BookSim's uniform random batch, which loads links as an all-to-all does."""
     _, fabric = _fabric(row)
-    return f"all-to-all of flits, {_shape(fabric)}", all_to_all(
-        Network((fabric,)), np.arange(fabric.num_nodes)[None]
-    )
+    direct = all_to_all(Network((fabric,)), np.arange(fabric.num_nodes)[None])
+    volume = np.maximum(np.asarray(direct.volume), 1.0)
+    return f"all-to-all of flits, {_shape(fabric)}", Collective(volume, direct.steps, direct.traffic)
 
 
 def _times(operation: Collective, phases: float) -> Collective:

@@ -22,7 +22,7 @@ EAST: Final = 0
 WEST: Final = 1
 SOUTH: Final = 2
 NORTH: Final = 3
-"""Index of a direction in the second axis of `link_loads`."""
+"""Index of a direction in the first axis of `link_loads`."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,302 @@
+"""Co-design: the split of a wafer's area and the training strategy, together.
+
+1. Enumerate die grids, the die edges that carry memory, and every strategy that tiles each grid.
+2. Score all of them, hard, at one first guess of the hardware, the best of each grid at several; keep the most
+   promising.
+3. Descend the hardware knobs of the kept ones, all at once (`descend`).
+4. Round: the hard model on every lattice point around the best relaxed designs, then moves along one or two knobs
+   until none improves.
+
+What it does not do: prove how far the answer is from the best; a candidate dropped in step 2 is not looked at again.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import jax
+import numpy as np
+
+from watos_jax.batch import map_chunks
+from watos_jax.estimate import Estimate, estimate
+from watos_jax.hardware import Budget, Knobs, System, Tier, Wafer
+from watos_jax.model import Transformer
+from watos_jax.search import lattice
+from watos_jax.search.descend import ROUNDS, STEPS, Candidate, Point, Shared, descend, score
+from watos_jax.search.space import Options, StrategySpace, strategies
+from watos_jax.strategy import Strategy
+
+KEPT = 1024
+"""Candidates that are descended."""
+ROUNDED = 24
+"""Relaxed designs that are rounded."""
+SHARE = 64
+"""Most candidates kept of one die grid and choice of edges, so that descent sees many grids."""
+LEAST_AREA = 0.6
+"""Die grids that leave room for less than this share of the most die area of any grid are not searched."""
+OFF_LIMITS = 20.0
+"""Weight of a broken limit against time when first guesses are ranked, both in logarithms."""
+
+
+class Infeasible(ValueError):
+    """No design of the budget fits; the message names the limit, the excess and the least change."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """A co-designed wafer with its strategy.
+
+    Attributes:
+        wafer: the hardware.
+        knobs: its lattice values.
+        sides: (horizontal, vertical) die edges that carry memory.
+        strategy: the training strategy.
+        estimate: the hard model's answer.
+        relaxed_step_time: s of the relaxed optimum that was rounded.
+        rounding_gap: step time over the relaxed one, minus 1; below 0 where local search left the relaxed optimum.
+        evaluations: estimates made, a gradient counted once.
+        candidates: discrete choices enumerated.
+        lattice_points: hardware points per discrete choice.
+        wall_time: s.
+        phases: s of each phase.
+        pruned: candidate geometries ruled out, by reason.
+    """
+
+    wafer: Wafer
+    knobs: Knobs
+    sides: tuple[int, int]
+    strategy: Strategy
+    estimate: Estimate
+    relaxed_step_time: float
+    rounding_gap: float
+    evaluations: int
+    candidates: int
+    lattice_points: float
+    wall_time: float
+    phases: dict[str, float] = field(default_factory=dict)
+    pruned: dict[str, int] = field(default_factory=dict)
+
+
+def codesign(
+    model: Transformer,
+    budget: Budget,
+    *,
+    options: Options = Options(least_use=0.9),
+    progress: Callable[[str, float], None] | None = None,
+) -> Design:
+    """Choose the hardware and the strategy that train the model fastest within the budget.
+
+    Args:
+        model: the transformer.
+        budget: the wafer to fill and the lattice of its knobs.
+        options: what strategies may choose from.
+        progress: called with a phase's name and the share of it that is done.
+
+    Returns:
+        The best design found; it is feasible by the hard model.
+
+    Raises:
+        Infeasible: no design was found that fits.
+        ValueError: no strategy is legal on any die grid.
+    """
+    search = _Search(model, budget, options, progress or (lambda phase, share: None))
+    return search.run()
+
+
+class _Search:
+    # the state of one co-design: tables shared by all points, counters, and the four phases
+
+    def __init__(self, model: Transformer, budget: Budget, options: Options, progress: Callable[[str, float], None]):
+        self.model, self.budget, self.options, self.progress = model, budget, options, progress
+        self.started = time.perf_counter()
+        self.evaluations = 0
+        self.phases: dict[str, float] = {}
+        self.pruned: dict[str, int] = {}
+        self.shared: Shared
+        self.num_candidates = 0
+
+    def run(self) -> Design:
+        enumerated = self._timed("enumerate", self._enumerate)
+        kept = self._timed("guess", lambda: self._guess(enumerated))
+        relaxed, times = self._timed("descend", lambda: self._descend(kept))
+        return self._timed("round", lambda: self._round(kept, relaxed, times))
+
+    def _timed(self, phase: str, work: Callable[[], Any]) -> Any:
+        self.progress(phase, 0.0)
+        began = time.perf_counter()
+        result = work()
+        self.phases[phase] = time.perf_counter() - began
+        self.progress(phase, 1.0)
+        return result
+
+    def _enumerate(self) -> tuple[Point, np.ndarray, list[np.ndarray]]:
+        # every (grid, sides, strategy) at its middle guess; the group of each point; the guesses of each group
+        spaces, blocks, guesses, offset = [], [], [], 0
+        for rows, cols in self._grids():
+            space = self._space(rows, cols)
+            if space is None:
+                continue
+            spaces.append(space)
+            for sides in self.budget.memory_sides:
+                found = lattice.first_guesses(self.budget, rows, cols, sides)
+                if not len(found):
+                    self._count("memory leaves no room for a die")
+                    continue
+                blocks.append(_points(space, (rows, cols), sides, found[len(found) // 2], offset))
+                guesses.append(found)
+            offset += len(space.layouts.pipeline_volume)
+        if not blocks:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.pruned.items())
+            raise Infeasible(f"no die grid of the budget can hold the model: {reasons}")
+        layouts = jax.tree.map(lambda *parts: np.concatenate(parts), *(space.layouts for space in spaces))
+        self.shared = Shared(self.budget, self.model, layouts)
+        group = np.concatenate([np.full(len(block.knobs), number) for number, block in enumerate(blocks)])
+        self.num_candidates = len(group)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *blocks), group, guesses
+
+    def _grids(self) -> list[tuple[int, int]]:
+        # a square window: a grid and its transpose differ only in the direction of the serpentine
+        wafer, areas = self.budget.wafer, {}
+        square = float(wafer.window_width) == float(wafer.window_height)
+        for rows, cols in product(*(range(low, high + 1) for low, high in (self.budget.die_rows, self.budget.die_cols))):
+            if square and rows > cols:
+                continue
+            sizes = [lattice.largest_die(wafer, rows, cols, sides) for sides in self.budget.memory_sides]
+            dies = [lattice.within_reticle(wafer, width, height) for width, height in sizes if min(width, height) > 0]
+            areas[rows, cols] = rows * cols * max((width * height for width, height in dies), default=0.0)
+        kept = [grid for grid, area in areas.items() if area >= LEAST_AREA * max(areas.values())]
+        self._count("grid leaves too much of the window unused", len(areas) - len(kept))
+        return kept
+
+    def _space(self, rows: int, cols: int) -> StrategySpace | None:
+        template = self.budget.wafer.system
+        mesh = Tier(rows=rows, cols=cols, link=self.budget.wafer.d2d)
+        system = System(die=template.die, tiers=(mesh,), technology=template.technology)
+        try:
+            space = strategies(system, self.model, self.options, max_stages=self.options.max_pipeline)
+        except ValueError:
+            self._count("no strategy uses enough of the grid's dies")
+            return None
+        for reason, count in space.pruned.items():
+            self._count(reason, count)
+        return space
+
+    def _count(self, reason: str, count: int = 1) -> None:
+        self.pruned[reason] = self.pruned.get(reason, 0) + count
+
+    def _scores(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
+        self.evaluations += len(points.knobs)
+        result = map_chunks(score, self.shared, points)
+        return result.step_time, result.excess
+
+    def _guess(self, enumerated: tuple[Point, np.ndarray, list[np.ndarray]]) -> Point:
+        points, group, guesses = enumerated
+        order = np.argsort(self._merit(points), kind="stable")
+        by_group = order[np.argsort(group[order], kind="stable")]
+        starts = np.searchsorted(group[by_group], np.arange(len(guesses)))
+        rank = np.arange(len(by_group)) - starts[group[by_group]]
+        promising = by_group[rank < SHARE]
+        rows = np.concatenate([np.full(len(guesses[group[row]]), row) for row in promising])
+        knobs = np.concatenate([guesses[group[row]] for row in promising])
+        tried = _take(points, rows)._replace(knobs=knobs)
+        best = np.argsort(self._merit(tried), kind="stable")
+        _, first = np.unique(rows[best], return_index=True)
+        return _take(tried, best[np.sort(first)[:KEPT]])
+
+    def _merit(self, points: Point) -> np.ndarray:
+        times, excess = self._scores(points)
+        return np.log(times) + OFF_LIMITS * np.maximum(excess, 0.0) ** 2
+
+    def _descend(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
+        self.evaluations += len(points.knobs) * ROUNDS * STEPS
+        knobs, result = map_chunks(descend, self.shared, points, chunks_per_call=1)
+        return knobs, np.where(result.excess < 0.01, result.step_time, np.inf)
+
+    def _round(self, points: Point, relaxed: np.ndarray, times: np.ndarray) -> Design:
+        best = np.argsort(times, kind="stable")[:ROUNDED]
+        boxes = [
+            lattice.inside(self.budget, lattice.box(lattice.nearest(self.budget, relaxed[row]))) for row in best
+        ]
+        owners = np.concatenate([np.full(len(box), row) for row, box in zip(best, boxes, strict=True)])
+        indices = np.concatenate(boxes)
+        winner, index, found, excess = self._best_of(points, owners, indices)
+        improved = True
+        while improved:
+            around = lattice.inside(
+                self.budget, np.concatenate([lattice.box(index), lattice.moves(self.budget, index)])
+            )
+            winner, index, time_now, excess_now = self._best_of(points, np.full(len(around), winner), around)
+            improved = (max(excess_now, 0.0), time_now) < (max(excess, 0.0), found)
+            found, excess = (time_now, excess_now) if improved else (found, excess)
+        return self._design(points, winner, index, float(times[winner]))
+
+    def _best_of(
+        self, points: Point, owners: np.ndarray, indices: np.ndarray
+    ) -> tuple[int, np.ndarray, float, float]:
+        # the fastest feasible lattice point, or the one that exceeds its limits least
+        knobs = lattice.values_at(self.budget, indices)
+        times, excess = self._scores(_take(points, owners)._replace(knobs=knobs))
+        order = np.lexsort((times, np.maximum(excess, 0.0)))
+        row = order[0]
+        return int(owners[row]), indices[row], float(times[row]), float(excess[row])
+
+    def _design(self, points: Point, row: int, index: np.ndarray, relaxed_time: float) -> Design:
+        chosen = _take(points, np.array([row]))
+        candidate = jax.tree.map(lambda leaf: float(leaf[0]), chosen.candidate)
+        sides = (int(candidate.horizontal_sides), int(candidate.vertical_sides))
+        knobs = lattice.from_array(lattice.values_at(self.budget, index))
+        knobs = jax.tree.map(float, knobs)
+        wafer = self.budget.build(knobs, candidate.die_rows, candidate.die_cols, sides)
+        layout = jax.tree.map(lambda leaf: leaf[int(chosen.candidate.geometry[0])], self.shared.layouts)
+        answer = estimate(wafer, self.model, candidate.strategy, layout=layout)
+        if not answer.feasible:
+            raise Infeasible(_least_change(answer, wafer))
+        return Design(
+            wafer=wafer,
+            knobs=knobs,
+            sides=sides,
+            strategy=candidate.strategy,
+            estimate=answer,
+            relaxed_step_time=relaxed_time,
+            rounding_gap=float(answer.step_time) / relaxed_time - 1.0,
+            evaluations=self.evaluations,
+            candidates=self.num_candidates,
+            lattice_points=float(np.prod(lattice.counts(self.budget).astype(float))),
+            wall_time=time.perf_counter() - self.started,
+            phases=self.phases,
+            pruned=self.pruned,
+        )
+
+
+def _points(
+    space: StrategySpace, grid: tuple[int, int], sides: tuple[int, int], knobs: np.ndarray, offset: int
+) -> Point:
+    count = len(space)
+    ones = np.ones(count)
+    geometry = (space.geometry + offset).astype(np.int32)
+    candidate = Candidate(
+        ones * grid[0], ones * grid[1], ones * sides[0], ones * sides[1], space.strategies, geometry
+    )
+    return Point(candidate, np.repeat(knobs[None], count, axis=0))
+
+
+def _take(points: Point, rows: np.ndarray) -> Point:
+    return jax.tree.map(lambda leaf: leaf[rows], points)
+
+
+def _least_change(answer: Estimate, wafer: Wafer) -> str:
+    name = answer.binding
+    excess = -float(answer.margins[name])
+    changes = {
+        "memory": f"DRAM per die would have to grow by {excess:.1%} (stacks, stack capacity or die edge)",
+        "power": f"power_limit would have to grow by {excess:.1%}, to {float(wafer.power_limit) * (1 + excess):,.0f} W",
+        "power_density": f"power_density_limit would have to grow by {excess:.1%}",
+        "window_area": f"the window's area would have to grow by {excess:.1%}",
+        "window_width": f"window_width would have to grow by {excess:.1%}",
+        "window_height": f"window_height would have to grow by {excess:.1%}",
+    }
+    change = changes.get(name, f"the allowance behind it would have to grow by {excess:.1%}")
+    return f"no design of this budget fits: the nearest one exceeds {name} by {excess:.1%}; {change}"
+

@@ -1,0 +1,143 @@
+"""Gradient descent over the hardware knobs of many candidates at once.
+
+Knobs are descended as logarithms of absolute quantities, between the lattice's ends, with Adam (optax). Limits enter
+by an augmented Lagrangian on log(use / allowance); the sharpness of the smooth model rises along the way.
+
+Minimise `log(step_time) + sum_i (max(0, m_i + r g_i)^2 - m_i^2) / (2 r)` with `g_i = log(use_i / allowance_i)`,
+multipliers m_i updated to `max(0, m_i + r g_i)` after every round (Nocedal & Wright, 2006, section 17.4).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from watos_jax.estimate import estimate
+from watos_jax.hardware import Budget
+from watos_jax.model import Transformer
+from watos_jax.relax import Smooth
+from watos_jax.search.lattice import from_array, to_array
+from watos_jax.strategy import Layout, Strategy
+from watos_jax.units import Scalar
+
+ROUNDS = 12
+"""Updates of the multipliers."""
+STEPS = 20
+"""Steps of Adam between two updates."""
+PENALTY = 20.0
+"""r of the augmented Lagrangian."""
+SHARPNESS = (10.0, 2000.0)
+"""Of the smooth model, first and last round."""
+LEARNING_RATE = (0.06, 0.002)
+"""Of Adam in log knobs, first and last round."""
+
+
+class Candidate(NamedTuple):
+    """One discrete choice: a die grid, the edges that carry memory, a strategy and its layout.
+
+    Attributes:
+        die_rows: rows of dies.
+        die_cols: columns of dies.
+        horizontal_sides: left and right edges that carry memory.
+        vertical_sides: top and bottom edges that carry memory.
+        strategy: the strategy.
+        geometry: row of its layout in the table of layouts.
+    """
+
+    die_rows: Scalar
+    die_cols: Scalar
+    horizontal_sides: Scalar
+    vertical_sides: Scalar
+    strategy: Strategy
+    geometry: Int[Array, ""]
+
+
+class Point(NamedTuple):
+    """A candidate with its knobs."""
+
+    candidate: Candidate
+    knobs: Float[Array, " knobs"]
+
+
+class Shared(NamedTuple):
+    """What all points of a search have in common: budget, model and the table of layouts."""
+
+    budget: Budget
+    model: Transformer
+    layouts: Layout
+
+
+class Score(NamedTuple):
+    """Time of a point, and log(use / allowance) of its worst limit; above 0 it does not fit."""
+
+    step_time: Scalar
+    excess: Scalar
+
+
+def log_ratios(margins: dict[str, Scalar]) -> Float[Array, " limits"]:
+    """log(use / allowance) of every limit, not below log 1e-6."""
+    ratios = 1.0 - jnp.stack(list(margins.values()))
+    return jnp.log(jnp.where(ratios > 1e-6, ratios, 1e-6))
+
+
+def score(shared: Shared, point: Point) -> Score:
+    """Hard step time and excess of one point."""
+    result = _estimate(shared, point)
+    return Score(result.step_time, jnp.max(log_ratios(result.margins)))
+
+
+def descend(shared: Shared, point: Point) -> tuple[Float[Array, " knobs"], Score]:
+    """Descend from one point; returns the knobs reached and their score by the smooth model at its sharpest.
+
+    Args:
+        shared: budget, model, layouts.
+        point: a candidate and where to start.
+    """
+    low, high = jnp.log(_array(shared.budget.low)), jnp.log(_array(shared.budget.high))
+    start = jnp.clip(jnp.log(point.knobs), low, high)
+
+    def objective(log_knobs: Array, multipliers: Array, sharpness: Scalar) -> tuple[Scalar, Array]:
+        result = _estimate(shared, Point(point.candidate, jnp.exp(log_knobs)), Smooth(sharpness))
+        excess = log_ratios(result.margins)
+        pushed = jnp.maximum(0.0, multipliers + PENALTY * excess)
+        return jnp.log(result.step_time) + jnp.sum(pushed**2 - multipliers**2) / (2.0 * PENALTY), excess
+
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=LEARNING_RATE[0], b1=0.8, b2=0.95)
+    num_limits = len(jax.eval_shape(lambda p: _estimate(shared, p), point).margins)
+
+    def step(carry: tuple, number: Array) -> tuple[tuple, None]:
+        log_knobs, state, multipliers = carry
+        progress = jnp.floor(number / STEPS) / (ROUNDS - 1)
+        sharpness = SHARPNESS[0] ** (1.0 - progress) * SHARPNESS[1] ** progress
+        rate = LEARNING_RATE[0] ** (1.0 - progress) * LEARNING_RATE[1] ** progress
+        gradient, excess = jax.grad(objective, has_aux=True)(log_knobs, multipliers, sharpness)
+        state.hyperparams["learning_rate"] = rate
+        update, state = optimizer.update(gradient, state)
+        log_knobs = jnp.clip(log_knobs + update, low, high)
+        ends_round = (number + 1.0) % STEPS == 0.0
+        raised = jnp.maximum(0.0, multipliers + PENALTY * excess)
+        return (log_knobs, state, jnp.where(ends_round, raised, multipliers)), None
+
+    carry = (start, optimizer.init(start), jnp.zeros(num_limits))
+    (log_knobs, _, _), _ = jax.lax.scan(step, carry, jnp.arange(float(ROUNDS * STEPS)))
+    reached = jnp.exp(log_knobs)
+    result = _estimate(shared, Point(point.candidate, reached), Smooth(SHARPNESS[1]))
+    return reached, Score(result.step_time, jnp.max(log_ratios(result.margins)))
+
+
+def _array(knobs):  # type: ignore[no-untyped-def]
+    return jnp.stack([jnp.asarray(leaf) for leaf in jax.tree.leaves(knobs)], axis=-1)
+
+
+def _estimate(shared: Shared, point: Point, relax=None):  # type: ignore[no-untyped-def]
+    candidate = point.candidate
+    sides = (candidate.horizontal_sides, candidate.vertical_sides)
+    wafer = shared.budget.build(from_array(point.knobs), candidate.die_rows, candidate.die_cols, sides)
+    layout = jax.tree.map(lambda leaf: leaf[candidate.geometry], shared.layouts)
+    options = {} if relax is None else {"relax": relax}
+    return estimate(wafer, shared.model, candidate.strategy, layout=layout, **options)
+
+
+__all__ = ["Candidate", "Point", "Score", "Shared", "descend", "log_ratios", "score", "to_array"]

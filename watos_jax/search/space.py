@@ -1,0 +1,218 @@
+"""The discrete side of the search: every legal strategy of a model on a grid of dies, as stacked records.
+
+Degrees are enumerated over all rectangles that tile the mesh; what they rule out is counted by reason. Options that
+do not change the layout (micro-batch, recomputation, sharding) multiply the list without another layout.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from watos_jax.hardware import System, Wafer
+from watos_jax.model import Transformer
+from watos_jax.network.contention import Network
+from watos_jax.network.geometry import Geometry, misfit
+from watos_jax.network.layout import layout_of, padded
+from watos_jax.strategy import RECOMPUTE_LEVELS, Layout, Strategy
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a search may choose from, besides the degrees of parallelism.
+
+    Attributes:
+        global_batch_size: sequences per optimizer step.
+        micro_batch_sizes: sequences per micro-batch.
+        recompute: names of `RECOMPUTE_LEVELS`.
+        virtual_stages: chunks per stage.
+        context_parallel: parts that each sequence is cut into.
+        sequence_parallel: whether norms are split over the tensor group, allowed values.
+        optimizer_sharding: allowed levels where there is more than one replica.
+        max_pipeline: most stages.
+        least_use: least share of the dies that a strategy occupies.
+    """
+
+    global_batch_size: int = 512
+    micro_batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
+    recompute: tuple[str, ...] = ("none", "norms", "activation", "mlp", "projections", "attention", "full")
+    virtual_stages: tuple[int, ...] = (1, 2, 4)
+    context_parallel: tuple[int, ...] = (1, 2, 4)
+    sequence_parallel: tuple[int, ...] = (0, 1)
+    optimizer_sharding: tuple[int, ...] = (0, 1)
+    max_pipeline: int = 64
+    least_use: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size < 1:
+            raise ValueError(f"global_batch_size is {self.global_batch_size}: it must be at least 1")
+        for name in self.recompute:
+            if name not in RECOMPUTE_LEVELS:
+                raise ValueError(f"recompute is {name!r}: it must be one of {', '.join(RECOMPUTE_LEVELS)}")
+
+
+@dataclass(frozen=True)
+class StrategySpace:
+    """Strategies stacked along a first axis, with the layout of each and the counts of what was ruled out.
+
+    Attributes:
+        strategies: record of arrays, shape (n,).
+        layouts: one per distinct geometry, arrays of shape (geometries, ...).
+        geometry: index into `layouts` of each strategy, shape (n,).
+        pruned: number of candidate geometries ruled out, by reason.
+    """
+
+    strategies: Strategy
+    layouts: Layout
+    geometry: np.ndarray
+    pruned: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.geometry)
+
+    def strategy(self, index: int) -> Strategy:
+        """One strategy of the list."""
+        return jax.tree.map(lambda leaf: float(leaf[index]), self.strategies)
+
+    def layout(self, index: int) -> Layout:
+        """The layout of one strategy of the list."""
+        return jax.tree.map(lambda leaf: leaf[self.geometry[index]], self.layouts)
+
+    @property
+    def stacked_layouts(self) -> Layout:
+        """The layout of every strategy, stacked."""
+        return jax.tree.map(lambda leaf: leaf[self.geometry], self.layouts)
+
+
+def strategies(
+    system: System | Wafer, model: Transformer, options: Options = Options(), *, max_stages: int | None = None
+) -> StrategySpace:
+    """List every legal strategy of a model on a system.
+
+    Args:
+        system: the hardware; only the shape of its network is read.
+        model: the transformer.
+        options: what may be chosen.
+        max_stages: padded number of stages; the longest pipeline rounded up to a multiple of 8 where None.
+
+    Returns:
+        The stacked strategies in a fixed order, small tensor groups first.
+
+    Raises:
+        ValueError: no strategy is legal; the message counts the reasons.
+    """
+    pruned: Counter[str] = Counter()
+    network = Network.of(system)
+    blocks: dict[str, list[np.ndarray]] = {}
+    geometries: list[Geometry] = []
+    owners = []
+    for geometry in _geometries(network, model, options, pruned):
+        block = _options_of(geometry, model, options)
+        if not len(block["micro_batch_size"]):
+            pruned["micro-batches do not divide the batch"] += 1
+            continue
+        owners.append(np.full(len(block["micro_batch_size"]), len(geometries)))
+        geometries.append(geometry)
+        for name, values in block.items():
+            blocks.setdefault(name, []).append(values)
+    if not geometries:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in pruned.most_common())
+        raise ValueError(f"no strategy is legal on {network.num_devices} dies: {reasons}")
+    longest = max(geometry.pipeline for geometry in geometries)
+    stages = padded(longest) if max_stages is None else max_stages
+    rows = [layout_of(network, geometry, max_stages=stages) for geometry in geometries]
+    return StrategySpace(
+        strategies=_stack({name: np.concatenate(values) for name, values in blocks.items()}),
+        layouts=jax.tree.map(lambda *leaves: np.stack(leaves), *rows),
+        geometry=np.concatenate(owners),
+        pruned=dict(pruned),
+    )
+
+
+def _geometries(
+    network: Network, model: Transformer, options: Options, pruned: Counter[str]
+) -> Iterator[Geometry]:
+    # distinct (tensor rectangle, collective, pipeline, data, context, expert, wraps); small tensor groups first
+    fabric, dies = network.fabrics[0], network.num_devices
+    heads, layers, experts = (int(x) for x in (model.num_attention_heads, model.num_layers, model.num_experts))
+    rows, cols = (1, dies) if fabric.is_switch else (fabric.rows, fabric.cols)
+    rectangles = sorted(product(range(1, rows + 1), range(1, cols + 1)), key=lambda side: (side[0] * side[1], side))
+    for r, c in rectangles:
+        if heads % (r * c):
+            pruned["tensor group does not divide the heads"] += 1
+            continue
+        tiles = dies // (r * c) if fabric.is_switch else (rows // r) * (cols // c) * (dies // (rows * cols))
+        for stages, context in product(range(1, tiles + 1), options.context_parallel):
+            if stages > min(layers, options.max_pipeline):
+                pruned["more stages than layers, or than max_pipeline"] += 1
+                continue
+            for replicas in range(1, tiles // (stages * context) + 1):
+                if options.global_batch_size % replicas:
+                    pruned["replicas do not divide the batch"] += 1
+                elif r * c * stages * context * replicas < options.least_use * dies:
+                    pruned["too few dies used"] += 1
+                else:
+                    base = Geometry(r, c, stages, replicas, context)
+                    for geometry in _variants(base, layers, experts, options):
+                        if misfit(network, geometry) is None:
+                            yield geometry
+                        else:
+                            pruned["does not tile the mesh"] += 1
+
+
+def _variants(base: Geometry, layers: int, experts: int, options: Options) -> Iterator[Geometry]:
+    # the same degrees with every expert parallelism, collective and (where layers allow) interleaving
+    peers = base.data * base.context
+    degrees = [e for e in range(1, peers + 1) if peers % e == 0 and experts % e == 0] if experts else [1]
+    wraps = base.pipeline > 1 and any(v > 1 and layers % (base.pipeline * v) == 0 for v in options.virtual_stages)
+    collectives = (0, 1) if base.tensor_rows > 1 and base.tensor_cols > 1 else (0,)
+    plain = (False,) if 1 in options.virtual_stages else ()
+    for expert, collective, interleaved in product(degrees, collectives, plain + ((True,) if wraps else ())):
+        yield base._replace(expert=expert, tensor_collective=collective, interleaved=interleaved)
+
+
+def _options_of(geometry: Geometry, model: Transformer, options: Options) -> dict[str, np.ndarray]:
+    # every combination of the options that share this geometry, and that are legal with it
+    replicated = geometry.data * geometry.context > 1
+    choices = (
+        options.micro_batch_sizes,
+        [RECOMPUTE_LEVELS.index(name) for name in options.recompute],
+        options.sequence_parallel if geometry.tensor > 1 else (0,),
+        options.optimizer_sharding if replicated else options.optimizer_sharding[:1],
+        [v for v in options.virtual_stages if v > 1] if geometry.interleaved else (1,),
+    )
+    micro, recompute, sequence, sharding, virtual = np.array(list(product(*choices)), float).T
+    batches = options.global_batch_size / (micro * geometry.data)
+    chunks_equal = np.mod(float(model.num_layers), geometry.pipeline * virtual) == 0
+    legal = (batches == np.floor(batches)) & ((virtual == 1) | chunks_equal & (np.mod(batches, geometry.pipeline) == 0))
+    fixed = {
+        "tensor_rows": geometry.tensor_rows,
+        "tensor_cols": geometry.tensor_cols,
+        "pipeline_parallel": geometry.pipeline,
+        "data_parallel": geometry.data,
+        "context_parallel": geometry.context,
+        "expert_parallel": geometry.expert,
+        "tensor_collective": geometry.tensor_collective,
+        "global_batch_size": options.global_batch_size,
+    }
+    varied = {
+        "micro_batch_size": micro,
+        "recompute": recompute,
+        "sequence_parallel": sequence,
+        "optimizer_sharding": sharding,
+        "virtual_stages": virtual,
+    }
+    constant = {name: np.full(micro.shape, float(value)) for name, value in fixed.items()}
+    return {name: values[legal] for name, values in (constant | varied).items()}
+
+
+def _stack(columns: dict[str, np.ndarray]) -> Strategy:
+    # one record of arrays; what is not enumerated keeps its default
+    default, count = Strategy(), len(columns["micro_batch_size"])
+    names = tuple(Strategy.__dataclass_fields__)
+    values = tuple(columns.get(name, np.full(count, getattr(default, name))) for name in names)
+    return eqx.tree_at(lambda record: tuple(getattr(record, name) for name in names), default, values)
