@@ -2,10 +2,13 @@
 
 from importlib.metadata import version as _version
 
+from watos_jax import batch as batch
+from watos_jax import formats as formats
+from watos_jax import pipeline as pipeline
 from watos_jax import presets as presets
+from watos_jax import units as units
 from watos_jax.estimate import Estimate as Estimate
 from watos_jax.estimate import estimate as estimate
-from watos_jax.formats import huggingface as _huggingface  # noqa: F401  (reached as watos_jax.formats.huggingface)
 from watos_jax.hardware import Budget as Budget
 from watos_jax.hardware import Core as Core
 from watos_jax.hardware import Die as Die
@@ -23,6 +26,11 @@ from watos_jax.relax import HARD as HARD
 from watos_jax.relax import Hard as Hard
 from watos_jax.relax import Relaxation as Relaxation
 from watos_jax.relax import Smooth as Smooth
+from watos_jax.search.codesign import Design as Design
+from watos_jax.search.codesign import Infeasible as Infeasible
+from watos_jax.search.codesign import codesign as codesign
+from watos_jax.search.space import Options as Options
+from watos_jax.search.space import strategies as strategies
 from watos_jax.strategy import Layout as Layout
 from watos_jax.strategy import Strategy as Strategy
 

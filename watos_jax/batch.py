@@ -235,7 +235,8 @@ def _sweep_block(sizes: tuple[int, int, int, int, int], shared: Any, best: _Best
             owners = jnp.concatenate([carry.system, jnp.where(counts, number, -1).astype(jnp.int32)])
             bins = jnp.clip(jnp.searchsorted(edges, value, side="right") - 1, 0, edges.shape[0] - 2)
             histogram = carry.histogram.at[bins].add(counts.astype(jnp.int32))
-            return _Best(top, owners[where], names[where], histogram, carry.feasible + jnp.sum(counts)), None
+            feasible = carry.feasible + jnp.sum(counts, dtype=jnp.int32)
+            return _Best(top, owners[where], names[where], histogram, feasible), None
 
         mine = _Best(*(leaf[0] for leaf in best))
         done, _ = jax.lax.scan(step, mine, jnp.arange(steps, dtype=jnp.int32))

@@ -9,6 +9,7 @@ Neglects: power conversion losses, cooling, idle power of memory stacks and link
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from watos_jax.hardware import Die, System, Technology, Wafer
 from watos_jax.memory import Stages
@@ -88,7 +89,7 @@ def operator_energies(
     """
     per_flop, per_byte = flop_energy(system, relax), system.technology.dram_energy
 
-    def joules(cost: OperatorCost) -> tuple[Scalar, Scalar]:
+    def joules(cost: OperatorCost) -> tuple[Float[Array, "*ops"], Float[Array, "*ops"]]:
         forward = cost.forward_flop * per_flop + cost.forward_bytes * per_byte
         return forward, forward + cost.backward_flop * per_flop + cost.backward_bytes * per_byte
 

@@ -106,7 +106,8 @@ def estimate(
             raise ValueError(broken)
     if layout is None:
         layout = build_layout(system, strategy)
-    return _estimate(*jax.tree.map(_strong, (system, model, strategy, relax, layout)), fidelity)
+    system, model, strategy, relax, layout = jax.tree.map(_strong, (system, model, strategy, relax, layout))
+    return _estimate(system, model, strategy, relax, layout, fidelity)
 
 
 def _strong(leaf: Any) -> Any:

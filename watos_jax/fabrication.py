@@ -101,7 +101,7 @@ def fabrication_ratios(wafer: Wafer, relax: Relaxation = HARD) -> dict[str, Scal
 
 
 def area_fractions(wafer: Wafer) -> dict[str, Scalar]:
-    """Split of the window: `compute`, `sram`, `dram` (stacks and PHYs), `d2d` PHYs, `other` (gaps and unused); sum 1."""
+    """Shares of the window: `compute`, `sram`, `dram` (stacks and PHYs), `d2d` PHYs, `other` (gaps, unused); sum 1."""
     parts, memory = die_area(wafer), wafer.die.memory
     stacks = memory.num_stacks * memory.stack_length * memory.stack_depth
     share = wafer.num_dies / (wafer.window_width * wafer.window_height)

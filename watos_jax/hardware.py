@@ -292,9 +292,7 @@ class Wafer(eqx.Module):
 
     def __check_init__(self) -> None:
         check_range("Wafer", {"die_rows": self.die_rows, "die_cols": self.die_cols}, low=1.0, integral=True)
-        positive = (
-            "window_width window_height reticle_width reticle_height power_limit power_density_limit"
-        ).split()
+        positive = ("window_width window_height reticle_width reticle_height power_limit power_density_limit").split()
         check_range("Wafer", {name: getattr(self, name) for name in positive}, open_low=True)
         check_range("Wafer", {"die_gap": self.die_gap})
         check_range("Die", {"width": self.die.width, "height": self.die.height}, open_low=True)
@@ -362,9 +360,7 @@ class Budget(eqx.Module):
     step: Knobs
     die_rows: tuple[int, int] = eqx.field(static=True)
     die_cols: tuple[int, int] = eqx.field(static=True)
-    memory_sides: tuple[tuple[int, int], ...] = eqx.field(
-        static=True, default=((1, 0), (0, 1), (2, 0), (0, 2))
-    )
+    memory_sides: tuple[tuple[int, int], ...] = eqx.field(static=True, default=((1, 0), (0, 1), (2, 0), (0, 2)))
 
     def __check_init__(self) -> None:
         for name in Knobs.__dataclass_fields__:
@@ -408,6 +404,4 @@ class Budget(eqx.Module):
             height=knobs.die_height,
         )
         d2d = eqx.tree_at(lambda link: link.bandwidth, template.d2d, knobs.d2d_bandwidth)
-        return eqx.tree_at(
-            lambda w: (w.die_rows, w.die_cols, w.die, w.d2d), template, (die_rows, die_cols, die, d2d)
-        )
+        return eqx.tree_at(lambda w: (w.die_rows, w.die_cols, w.die, w.d2d), template, (die_rows, die_cols, die, d2d))

@@ -12,11 +12,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from watos_jax.xla import fence
 from watos_jax.model import Transformer
 from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy
 from watos_jax.units import PerStage
 from watos_jax.workload import ELEMENT_BYTES, Activations, activations, micro_batch_tokens, parameters
+from watos_jax.xla import fence
 
 OPTIMIZER_BYTES: Final = 12.0
 """Adam in mixed precision: 32-bit master weight and two 32-bit moments per parameter."""

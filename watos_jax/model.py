@@ -31,7 +31,7 @@ class Transformer(eqx.Module):
         kv_lora_rank: width of the compressed keys and values of multi-head latent attention; 0 without it.
         q_lora_rank: width of the compressed queries; 0 if queries are not compressed.
         qk_rope_head_dim: rotary part of a head's query and key in latent attention; 0 without it.
-        v_head_dim: width of a head's value where it differs from `head_dim`; 0 where it does not (read it as `value_dim`).
+        v_head_dim: width of a head's value where it differs from `head_dim`; 0 where it does not.
     """
 
     num_layers: Leaf = eqx.field(converter=as_leaf)

@@ -7,7 +7,8 @@ With f, b the forward and backward time of a stage for one micro-batch, c = f + 
 * `step_time_bounds`: `max_s(sum_{i<s} c_i + m c_s)` below and `sum c + (m - 1)(max f + max b)` above the exact 1F1B;
 * `replay`: the exact 1F1B time, by a max-plus recurrence over the schedule.
 
-The closed form is an upper bound where backward / forward is common to the stages. Reference: Narayanan et al., SC 2021, arXiv 2104.04473.
+The closed form is an upper bound where backward / forward is common to the stages. Reference: Narayanan et al.,
+SC 2021, arXiv 2104.04473.
 """
 
 import jax

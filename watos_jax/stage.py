@@ -21,7 +21,7 @@ from watos_jax.workload import ELEMENT_BYTES, Messages
 from watos_jax.xla import fence
 
 OPTIMIZER_TRAFFIC: Final = 30.0
-"""DRAM bytes per parameter of an Adam step: gradient and three 32-bit states read, three states and a weight written."""
+"""DRAM bytes per parameter of an Adam step: gradient and three states read, three states and a weight written."""
 
 
 class CollectiveTimes(eqx.Module):

@@ -78,9 +78,7 @@ class Strategy(eqx.Module):
             "micro_batch_size global_batch_size virtual_stages gradient_bytes"
         ).split()
         check_range("Strategy", {name: getattr(self, name) for name in degrees}, low=1.0, integral=True)
-        codes = (
-            "sequence_parallel schedule recompute optimizer_sharding flash_attention tensor_collective"
-        ).split()
+        codes = ("sequence_parallel schedule recompute optimizer_sharding flash_attention tensor_collective").split()
         check_range("Strategy", {name: getattr(self, name) for name in codes}, integral=True)
 
     @property
@@ -100,8 +98,9 @@ class Strategy(eqx.Module):
 
 
 class Collective(eqx.Module):
-    """The cost of one collective operation as coefficients: `time = bytes * sum(volume / bandwidth) + sum(steps * latency)`.
+    """The cost of one collective operation as coefficients.
 
+    `time = bytes * sum(volume / bandwidth) + sum(steps * latency)`, sums over tiers.
     `bytes` is the full buffer per device for all-reduce, reduce-scatter, all-gather and all-to-all, and the message
     for point-to-point. Reduce-scatter and all-gather each take half of an all-reduce.
 

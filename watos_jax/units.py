@@ -5,7 +5,7 @@ a unit never appears in a name. Presets multiply by these constants so that a nu
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,30 +32,41 @@ UM2: Final = 1e-12
 BITS_PER_BYTE: Final = 8.0
 FLOP_PER_MAC: Final = 2.0
 
-Leaf = Float[ArrayLike, "..."]
-"""A quantity of a record: a float, or an array of any shape when records are stacked for `jax.vmap`."""
-Scalar = Float[ArrayLike, ""]
-"""One number: a float or an array of shape ()."""
-PerStage = Float[Array, " stages"]
-"""One number per pipeline stage, padded to the layout's number of stages."""
-PerTier = Float[Array, " tiers"]
-"""One number per network tier, innermost first."""
+if TYPE_CHECKING:  # a union of array types overwhelms static checkers; the tests check these types as they run
+    Leaf: TypeAlias = Any
+    Scalar: TypeAlias = Any
+    PerStage: TypeAlias = Any
+    PerTier: TypeAlias = Any
+else:
+    Leaf = Float[ArrayLike, "..."]
+    """A quantity of a record: a float, or an array of any shape when records are stacked for `jax.vmap`."""
+    Scalar = Float[ArrayLike, ""]
+    """One number: a float or an array of shape ()."""
+    PerStage = Float[Array | np.ndarray, " stages"]
+    """One number per pipeline stage, padded to the layout's number of stages."""
+    PerTier = Float[Array | np.ndarray, " tiers"]
+    """One number per network tier, innermost first."""
 
 
 def as_leaf(value: Any) -> Any:
     """Convert integers and booleans to floats, so that `jax.grad` accepts every leaf of a record.
 
     Args:
-        value: a number or an array of numbers; anything that is not one (a tracer, a placeholder) passes.
+        value: a number or an array of numbers; tracers and placeholders pass.
 
     Returns:
         The same value with a floating type.
+
+    Raises:
+        ValueError: the value is text or None.
     """
     if isinstance(value, bool | int | np.integer | np.bool_):
         return float(value)
     if isinstance(value, np.ndarray | list | tuple):
         return np.asarray(value, dtype=float)
-    if hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.integer):
+    if isinstance(value, str | bytes) or value is None:
+        raise ValueError(f"a quantity is {value!r}: it must be a number")
+    if hasattr(value, "dtype") and (value.dtype == bool or jnp.issubdtype(value.dtype, jnp.integer)):
         return jnp.asarray(value, dtype=float)
     return value
 
@@ -99,4 +110,4 @@ def check_range(
             rule = f"a whole number, {rule}"
             wrong |= numbers != np.round(numbers)
         if wrong.any():
-            raise ValueError(f"{owner}.{name} is {numbers[wrong].flat[0]:g}: it must be {rule}")
+            raise ValueError(f"{owner}.{name} is {numbers[wrong].flat[0]:.12g}: it must be {rule}")

@@ -14,10 +14,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from watos_jax.xla import fence
 from watos_jax.model import Transformer
 from watos_jax.strategy import Strategy
 from watos_jax.units import Scalar
+from watos_jax.xla import fence
 
 ELEMENT_BYTES: Final = 2.0
 """Bytes of a weight or activation in 16-bit training."""
@@ -118,7 +118,7 @@ class Parameters(eqx.Module):
 
 
 class Activations(eqx.Module):
-    """Bytes kept from forward to backward for one micro-batch and layer, in the order in which recomputation frees them.
+    """Bytes kept from forward to backward for one micro-batch and layer, in the order that recomputation frees them.
 
     Attributes:
         boundary: the layer's input; always kept.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Final
 
 import jax
 import numpy as np
@@ -26,8 +26,10 @@ from watos_jax.model import Transformer
 from watos_jax.search import lattice
 from watos_jax.search.descend import ROUNDS, STEPS, Candidate, Point, Shared, descend, score
 from watos_jax.search.space import Options, StrategySpace, strategies
-from watos_jax.strategy import Strategy
+from watos_jax.strategy import Layout, Strategy
 
+OPTIONS: Final = Options(least_use=0.9)
+"""Strategies that co-design chooses from: those that occupy at least 90 % of the dies."""
 KEPT = 1024
 """Candidates that are descended."""
 ROUNDED = 24
@@ -54,8 +56,9 @@ class Design:
         sides: (horizontal, vertical) die edges that carry memory.
         strategy: the training strategy.
         estimate: the hard model's answer.
-        relaxed_step_time: s of the relaxed optimum that was rounded.
-        rounding_gap: step time over the relaxed one, minus 1; below 0 where local search left the relaxed optimum.
+        relaxed_step_time: s of the best relaxed design known for the same strategy; the lattice is part of the
+            relaxed box, so it is never above the step time.
+        rounding_gap: step time over the relaxed one, minus 1.
         evaluations: estimates made, a gradient counted once.
         candidates: discrete choices enumerated.
         lattice_points: hardware points per discrete choice.
@@ -83,7 +86,7 @@ def codesign(
     model: Transformer,
     budget: Budget,
     *,
-    options: Options = Options(least_use=0.9),
+    options: Options = OPTIONS,
     progress: Callable[[str, float], None] | None = None,
 ) -> Design:
     """Choose the hardware and the strategy that train the model fastest within the budget.
@@ -151,7 +154,7 @@ class _Search:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in self.pruned.items())
             raise Infeasible(f"no die grid of the budget can hold the model: {reasons}")
         layouts = jax.tree.map(lambda *parts: np.concatenate(parts), *(space.layouts for space in spaces))
-        self.shared = Shared(self.budget, self.model, layouts)
+        self.shared = Shared(self.budget, self.model, _padded(layouts))
         group = np.concatenate([np.full(len(block.knobs), number) for number, block in enumerate(blocks)])
         self.num_candidates = len(group)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *blocks), group, guesses
@@ -160,7 +163,8 @@ class _Search:
         # a square window: a grid and its transpose differ only in the direction of the serpentine
         wafer, areas = self.budget.wafer, {}
         square = float(wafer.window_width) == float(wafer.window_height)
-        for rows, cols in product(*(range(low, high + 1) for low, high in (self.budget.die_rows, self.budget.die_cols))):
+        ranges = [range(low, high + 1) for low, high in (self.budget.die_rows, self.budget.die_cols)]
+        for rows, cols in product(*ranges):
             if square and rows > cols:
                 continue
             sizes = [lattice.largest_die(wafer, rows, cols, sides) for sides in self.budget.memory_sides]
@@ -216,9 +220,7 @@ class _Search:
 
     def _round(self, points: Point, relaxed: np.ndarray, times: np.ndarray) -> Design:
         best = np.argsort(times, kind="stable")[:ROUNDED]
-        boxes = [
-            lattice.inside(self.budget, lattice.box(lattice.nearest(self.budget, relaxed[row]))) for row in best
-        ]
+        boxes = [lattice.inside(self.budget, lattice.box(lattice.nearest(self.budget, relaxed[row]))) for row in best]
         owners = np.concatenate([np.full(len(box), row) for row, box in zip(best, boxes, strict=True)])
         indices = np.concatenate(boxes)
         winner, index, found, excess = self._best_of(points, owners, indices)
@@ -230,11 +232,9 @@ class _Search:
             winner, index, time_now, excess_now = self._best_of(points, np.full(len(around), winner), around)
             improved = (max(excess_now, 0.0), time_now) < (max(excess, 0.0), found)
             found, excess = (time_now, excess_now) if improved else (found, excess)
-        return self._design(points, winner, index, float(times[winner]))
+        return self._design(points, winner, index, min(float(times[winner]), found))
 
-    def _best_of(
-        self, points: Point, owners: np.ndarray, indices: np.ndarray
-    ) -> tuple[int, np.ndarray, float, float]:
+    def _best_of(self, points: Point, owners: np.ndarray, indices: np.ndarray) -> tuple[int, np.ndarray, float, float]:
         # the fastest feasible lattice point, or the one that exceeds its limits least
         knobs = lattice.values_at(self.budget, indices)
         times, excess = self._scores(_take(points, owners)._replace(knobs=knobs))
@@ -245,7 +245,7 @@ class _Search:
     def _design(self, points: Point, row: int, index: np.ndarray, relaxed_time: float) -> Design:
         chosen = _take(points, np.array([row]))
         candidate = jax.tree.map(lambda leaf: float(leaf[0]), chosen.candidate)
-        sides = (int(candidate.horizontal_sides), int(candidate.vertical_sides))
+        sides = (candidate.horizontal_sides, candidate.vertical_sides)
         knobs = lattice.from_array(lattice.values_at(self.budget, index))
         knobs = jax.tree.map(float, knobs)
         wafer = self.budget.build(knobs, candidate.die_rows, candidate.die_cols, sides)
@@ -256,7 +256,7 @@ class _Search:
         return Design(
             wafer=wafer,
             knobs=knobs,
-            sides=sides,
+            sides=(int(sides[0]), int(sides[1])),
             strategy=candidate.strategy,
             estimate=answer,
             relaxed_step_time=relaxed_time,
@@ -276,10 +276,15 @@ def _points(
     count = len(space)
     ones = np.ones(count)
     geometry = (space.geometry + offset).astype(np.int32)
-    candidate = Candidate(
-        ones * grid[0], ones * grid[1], ones * sides[0], ones * sides[1], space.strategies, geometry
-    )
+    candidate = Candidate(ones * grid[0], ones * grid[1], ones * sides[0], ones * sides[1], space.strategies, geometry)
     return Point(candidate, np.repeat(knobs[None], count, axis=0))
+
+
+def _padded(layouts: Layout) -> Layout:
+    # a power of two rows, so that budgets and models share compilations
+    count = len(layouts.pipeline_volume)
+    rows = np.minimum(np.arange(max(1024, 1 << (count - 1).bit_length())), count - 1)
+    return jax.tree.map(lambda leaf: leaf[rows], layouts)
 
 
 def _take(points: Point, rows: np.ndarray) -> Point:
@@ -299,4 +304,3 @@ def _least_change(answer: Estimate, wafer: Wafer) -> str:
     }
     change = changes.get(name, f"the allowance behind it would have to grow by {excess:.1%}")
     return f"no design of this budget fits: the nearest one exceeds {name} by {excess:.1%}; {change}"
-

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -51,14 +52,14 @@ class Candidate(NamedTuple):
     horizontal_sides: Scalar
     vertical_sides: Scalar
     strategy: Strategy
-    geometry: Int[Array, ""]
+    geometry: Int[Array | np.ndarray, "..."]
 
 
 class Point(NamedTuple):
     """A candidate with its knobs."""
 
     candidate: Candidate
-    knobs: Float[Array, " knobs"]
+    knobs: Float[Array | np.ndarray, "*batch knobs"]
 
 
 class Shared(NamedTuple):

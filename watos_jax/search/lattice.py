@@ -15,6 +15,8 @@ NAMES: Final = tuple(Knobs.__dataclass_fields__)
 """Knobs in the order of the arrays."""
 KnobArray = Float[np.ndarray, "*batch knobs"]
 Index = Int[np.ndarray, "*batch knobs"]
+Center = Int[np.ndarray, " knobs"]
+Points = Int[np.ndarray, "points knobs"]
 
 
 def to_array(knobs: Knobs) -> KnobArray:
@@ -44,12 +46,12 @@ def nearest(budget: Budget, values: KnobArray) -> Index:
     return np.clip(index, 0, counts(budget) - 1)
 
 
-def box(center: Index) -> Index:
+def box(center: Center) -> Points:
     """All points within one step in every knob, shape (3**knobs, knobs)."""
     return center + np.array(list(product((-1, 0, 1), repeat=len(NAMES))))
 
 
-def moves(budget: Budget, center: Index) -> Index:
+def moves(budget: Budget, center: Center) -> Points:
     """All values of one knob, and up to four steps of two knobs at once.
 
     Args:
@@ -73,7 +75,7 @@ def moves(budget: Budget, center: Index) -> Index:
     return inside(budget, np.array(found))
 
 
-def inside(budget: Budget, index: Index) -> Index:
+def inside(budget: Budget, index: Points) -> Int[np.ndarray, "kept knobs"]:
     """The points that lie on the lattice, each once."""
     valid = ((index >= 0) & (index < counts(budget))).all(axis=-1)
     return np.unique(index[valid], axis=0)

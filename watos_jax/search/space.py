@@ -133,9 +133,7 @@ def strategies(
     )
 
 
-def _geometries(
-    network: Network, model: Transformer, options: Options, pruned: Counter[str]
-) -> Iterator[Geometry]:
+def _geometries(network: Network, model: Transformer, options: Options, pruned: Counter[str]) -> Iterator[Geometry]:
     # distinct (tensor rectangle, collective, pipeline, data, context, expert, wraps); small tensor groups first
     fabric, dies = network.fabrics[0], network.num_devices
     heads, layers, experts = (int(x) for x in (model.num_attention_heads, model.num_layers, model.num_experts))

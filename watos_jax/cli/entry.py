@@ -1,0 +1,135 @@
+"""From arguments to an exit status: commands, refusals in one sentence, output that may be closed.
+
+A command returns what is to be printed: a string, or something that rich can render. Exit statuses: 0; 2 for bad
+input and for a co-design without an answer; 130 after Ctrl-C; 141 where the reader of the output has gone; 1 where
+the output cannot be written.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from watos_jax.cli.codesign import codesign
+from watos_jax.cli.estimate import estimate
+from watos_jax.cli.presets import presets
+
+COMMANDS: Final = (estimate, codesign, presets)
+"""The commands, in the order of the help; the name of a function is the name of its command."""
+LONGEST: Final = 1000
+"""Characters of a refusal; what was typed may be longer."""
+
+HELP = """A differentiable cost model of LLM training on wafer-scale chips, and a co-designer built on it.
+
+\b
+  watos presets models                          what is known by name
+  watos estimate llama3-70b --system dgx-h100 --nodes 8 \\
+      --tensor-cols 8 --pipeline-parallel 4 --data-parallel 2
+  watos codesign llama3-70b                     wafer and strategy together
+
+Every command prints tables, or with --json one object in SI units (seconds, bytes, watts, metres, hertz) and
+nothing else. `watos COMMAND --help` explains the options of a command.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: words after `watos`; those of the process where None.
+
+    Returns:
+        The exit status.
+    """
+    if sys.stdout is None:
+        return _refuse("standard output is closed: it must be open to receive the result", 1)
+    try:
+        result = _application()(args=arguments, prog_name="watos", standalone_mode=False)
+        if isinstance(result, int):
+            return result
+        _show(result)
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:  # the reader of the help has gone
+        return 141 if stop.code else 0
+    except BrokenPipeError:
+        _discard_output()
+        return 141
+    except OSError as error:
+        _discard_output()
+        return _refuse(f"the result cannot be written: {error.strerror or error}", 1)
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        return _refuse(sentence, 2)
+    return 0
+
+
+def _application() -> Any:
+    app = typer.Typer(
+        help=HELP, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=False
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for command in COMMANDS:
+        app.command()(command)
+    return typer.main.get_command(app)
+
+
+def _root(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> str | None:
+    if show_version:
+        typer.echo(version("watos_jax"))
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+    return None
+
+
+def _show(result: Any) -> None:
+    if result is not None:
+        if hasattr(sys.stdout, "reconfigure"):  # a name from the file system may have no spelling in the terminal
+            sys.stdout.reconfigure(errors="backslashreplace")
+        if isinstance(result, str):
+            print(result)
+        else:
+            Console(highlight=False).print(result)
+    sys.stdout.flush()
+
+
+def _discard_output() -> None:
+    # what is left in the buffer would fail again when the interpreter stops
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user, or None for a defect of ours, which deserves its traceback."""
+    if hasattr(error, "format_message"):  # a usage error of typer, whose class has no public name
+        return f"{_usage(error)}: see {getattr(getattr(error, 'ctx', None), 'command_path', 'watos')} --help"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    origin = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return str(error) if isinstance(error, ValueError) and origin.split(".")[0] == "watos_jax" else None
+
+
+def _usage(error: Any) -> str:
+    words = str(error.format_message()).strip().rstrip(".")
+    return words[:1].lower() + words[1:]
+
+
+def _refuse(sentence: str, status: int) -> int:
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in sentence).split())
+    if sys.stderr is not None:
+        shown = line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+        print(f"watos: {shown}", file=sys.stderr)
+    return status

@@ -1,0 +1,97 @@
+"""Words of the command line as values: every refusal is one sentence with argument, value and rule."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
+
+from watos_jax.formats import huggingface
+from watos_jax.hardware import System, Wafer
+from watos_jax.model import Transformer
+from watos_jax.presets import chips, models, wafers
+
+LARGEST: Final = 10_000_000
+"""No count on the command line is larger; whole numbers up to here are exact in single precision."""
+MOST_NODES: Final = 100_000
+"""Nodes of a cluster."""
+
+
+def shown(value: str) -> str:
+    """A word as a message prints it: quoted, shortened where it is long."""
+    return repr(value if len(value) <= 60 else value[:57] + "...")
+
+
+def whole(option: str, value: str, *, low: int = 1, high: int = LARGEST) -> int:
+    """Read a whole number.
+
+    Args:
+        option: as the user spells it, for the message.
+        value: what the user wrote.
+        low: least number allowed.
+        high: largest number allowed.
+
+    Raises:
+        ValueError: it is not written in digits, or out of range.
+    """
+    if re.fullmatch(r"[+-]?[0-9]{1,20}", value) and low <= int(value) <= high:
+        return int(value)
+    raise ValueError(f"{option} is {shown(value)}: it must be a whole number from {low:,} to {high:,}")
+
+
+def choice(option: str, value: str, names: Iterable[str]) -> str:
+    """Read one of several names.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    names = tuple(names)
+    if value in names:
+        return value
+    near = difflib.get_close_matches(value.lower(), names, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise ValueError(f"{option} is {shown(value)}: it must be one of {', '.join(names)}{hint}")
+
+
+def model_of(name: str | None, sequence_length: str | None) -> Transformer:
+    """Find the model: the preset of that name, else the `config.json` at that path.
+
+    Args:
+        name: a preset such as `llama3-70b`, or a path.
+        sequence_length: tokens per training sequence; that of the preset or file where None.
+
+    Raises:
+        ValueError: neither a preset nor a readable configuration, or no sequence length.
+    """
+    if name is None:
+        raise ValueError("MODEL is missing: it must be a preset such as llama3-70b or the path of a config.json")
+    tokens = None if sequence_length is None else whole("--sequence-length", sequence_length)
+    is_preset = name.strip().lower().replace("_", "-") in models.NAMES
+    is_path = not is_preset and (os.path.lexists(name) or name.endswith(".json") or os.sep in name)
+    if is_path:
+        return huggingface.read(name, sequence_length=tokens)
+    model = models.get(name)
+    return model if tokens is None else replace(model, sequence_length=tokens)
+
+
+def hardware_of(wafer: str | None, system: str | None, nodes: str | None) -> System | Wafer:
+    """Find the hardware: one wafer, or a cluster of nodes.
+
+    Args:
+        wafer: a preset such as `watos-config-3`.
+        system: a preset such as `dgx-h100`.
+        nodes: how many nodes; 1 where None.
+
+    Raises:
+        ValueError: not exactly one of `wafer` and `system`, an unknown name, or nodes that are no whole number.
+    """
+    if wafer is None and system is None:
+        raise ValueError("--wafer is missing: give --wafer watos-config-3 or --system dgx-h100, see watos presets")
+    if wafer is not None and system is not None:
+        raise ValueError(f"--wafer is {shown(wafer)} and --system {shown(system)}: only one of them may be given")
+    if wafer is not None and nodes is not None:
+        raise ValueError(f"--nodes is {shown(nodes)}: it may only be given with --system")
+    if wafer is not None:
+        return wafers.get(wafer)
+    return chips.cluster(chips.get(str(system)), 1 if nodes is None else whole("--nodes", nodes, high=MOST_NODES))

@@ -1,0 +1,1 @@
+"""Results for people and programs: plain records and tables in the terminal."""

@@ -1,0 +1,132 @@
+"""Results as plain dictionaries of numbers in SI units, ready for JSON; tables are drawn from the same dictionaries.
+
+Numbers that are not finite, which JSON cannot carry, become None.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import equinox as eqx
+import numpy as np
+
+from watos_jax.estimate import Estimate
+from watos_jax.fabrication import area_fractions
+from watos_jax.hardware import System, Wafer
+from watos_jax.search.codesign import Design
+from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, TENSOR_COLLECTIVES, Strategy
+
+CODES: Final = {
+    "schedule": SCHEDULES,
+    "recompute": RECOMPUTE_LEVELS,
+    "tensor_collective": TENSOR_COLLECTIVES,
+}
+"""Fields of a strategy that are codes, with the names they stand for."""
+
+Plain = dict[str, Any]
+"""A dictionary of numbers, strings, lists and such dictionaries."""
+
+
+def plain(value: Any) -> Any:
+    """Turn a result into numbers, strings, lists and dictionaries.
+
+    Args:
+        value: a number, an array, a record, or a mapping or sequence of them.
+    """
+    if isinstance(value, eqx.Module):
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(part) for part in value]
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    array = np.asarray(value)
+    if array.ndim:
+        return [plain(part) for part in array]
+    return float(array) if math.isfinite(array) else None
+
+
+def strategy_record(strategy: Strategy) -> Plain:
+    """Every field of a strategy as whole numbers; a level of recomputation per stage is a list."""
+    values = {name: np.asarray(getattr(strategy, name)).astype(int) for name in Strategy.__dataclass_fields__}
+    return {name: value.tolist() for name, value in values.items()}
+
+
+def strategy_names(strategy: Strategy) -> Plain:
+    """What the codes of a strategy stand for."""
+    codes = strategy_record(strategy)
+    return {name: np.array(names)[codes[name]].tolist() for name, names in CODES.items()}
+
+
+def estimate_record(system: System | Wafer, strategy: Strategy, estimate: Estimate) -> Plain:
+    """An estimate with its strategy; memory per stage without padding.
+
+    Args:
+        system: the hardware of the estimate.
+        strategy: its strategy.
+        estimate: the hard estimate.
+    """
+    num_stages = int(strategy.pipeline_parallel)
+    step_time, energy = float(estimate.step_time), float(estimate.energy)
+    tokens_per_second = float(estimate.tokens_per_second)
+    parts = {name: getattr(estimate.memory_parts, name) for name in estimate.memory_parts.__dataclass_fields__}
+    return {
+        "tokens_per_second": tokens_per_second,
+        "step_time": step_time,
+        "model_flop_utilisation": plain(estimate.model_flop_utilisation),
+        "power": plain(estimate.power),
+        "energy": plain(estimate.energy),
+        "tokens_per_joule": plain(tokens_per_second * step_time / energy if energy else None),
+        "feasible": estimate.feasible,
+        "binding": estimate.binding,
+        "margins": plain(estimate.margins),
+        "num_dies": int(system.num_dies),
+        "num_dies_used": int(strategy.num_dies),
+        "strategy": strategy_record(strategy),
+        "strategy_names": strategy_names(strategy),
+        "breakdown": plain(estimate.breakdown),
+        "memory": plain(estimate.memory[:num_stages]),
+        "memory_parts": {name: plain(part[:num_stages]) for name, part in parts.items()},
+        "memory_capacity": plain(system.die.memory.capacity),
+        "fidelity": estimate.fidelity,
+    }
+
+
+def architecture_record(wafer: Wafer) -> Plain:
+    """The quantities of a wafer that co-design chooses, and what follows for one die."""
+    die = wafer.die
+    return {
+        "die_rows": int(wafer.die_rows),
+        "die_cols": int(wafer.die_cols),
+        "die_width": plain(die.width),
+        "die_height": plain(die.height),
+        "core_rows": int(die.core_rows),
+        "core_cols": int(die.core_cols),
+        "sram_bytes_per_core": plain(die.core.sram_bytes),
+        "clock": plain(die.core.clock),
+        "flop_rate_per_die": plain(die.flop_rate),
+        "dram_stacks": int(die.memory.num_stacks),
+        "dram_bytes_per_die": plain(die.memory.capacity),
+        "dram_bandwidth_per_die": plain(die.memory.bandwidth),
+        "dram_horizontal_sides": int(die.memory.horizontal_sides),
+        "dram_vertical_sides": int(die.memory.vertical_sides),
+        "d2d_bandwidth_per_edge_per_direction": plain(wafer.d2d.bandwidth),
+    }
+
+
+def design_record(design: Design) -> Plain:
+    """A co-designed wafer, its strategy and its estimate; areas as fractions of the window, which add up to 1."""
+    fractions = {name: float(part) for name, part in area_fractions(design.wafer).items()}
+    fractions["other"] = 1.0 - sum(part for name, part in fractions.items() if name != "other")
+    return estimate_record(design.wafer, design.strategy, design.estimate) | {
+        "architecture": architecture_record(design.wafer),
+        "area_fractions": fractions,
+        "relaxed_step_time": plain(design.relaxed_step_time),
+        "rounding_gap": plain(design.rounding_gap),
+        "evaluations": design.evaluations,
+        "candidates": design.candidates,
+        "lattice_points": design.lattice_points,
+        "phases": plain(design.phases),
+        "wall_time": design.wall_time,
+    }

@@ -1,0 +1,209 @@
+"""Results as tables in the terminal, drawn from the dictionaries of `records`: what is shown is what JSON holds."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, Final
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from watos_jax.report.records import CODES
+from watos_jax.units import GIGA, KIB, MM
+
+PREFIXES: Final = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"))
+"""SI prefixes that numbers are shown with."""
+
+
+def quantity(value: float | None, unit: str, *, largest: float = 1e15) -> str:
+    """A number with four digits, an SI prefix and its unit.
+
+    Args:
+        value: in SI units; None where it is not finite.
+        unit: without prefix.
+        largest: largest prefix used; 1 for seconds.
+    """
+    if value is None:
+        return "-"
+    usable = [(scale, name) for scale, name in PREFIXES if scale <= largest]
+    scale, name = next((pair for pair in usable if abs(value) >= pair[0]), usable[-1] if value else (1.0, ""))
+    return f"{digits(value / scale)} {name}{unit}"
+
+
+def digits(value: float) -> str:
+    """A number with four significant digits and no exponent."""
+    size = abs(value)
+    places = next((places for bound, places in ((10.0, 3), (100.0, 2), (1000.0, 1)) if size < bound), 0)
+    return f"{value:,.{places}f}"
+
+
+def seconds(value: float | None) -> str:
+    """A time: seconds, or milliseconds and microseconds below one."""
+    return quantity(value, "s", largest=1.0)
+
+
+def percent(value: float | None) -> str:
+    """A fraction in per cent."""
+    return "-" if value is None else f"{100.0 * value:.1f} %"
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, words: int = 1) -> Table:
+    """A table with a title above, its first columns set left and the others right.
+
+    Args:
+        title: above the table.
+        columns: headings.
+        rows: cells.
+        words: number of columns that hold words.
+    """
+    drawn = Table(title=Text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(columns):
+        drawn.add_column(heading, justify="left" if number < words else "right", no_wrap=number >= words)
+    for row in rows:
+        drawn.add_row(*row)
+    return drawn
+
+
+def pairs(title: str, rows: Mapping[str, str]) -> Table:
+    """A table of names and values without headings."""
+    drawn = table(title, ("", ""), rows.items())
+    drawn.show_header = False
+    return drawn
+
+
+def summary_table(title: str, record: Mapping[str, Any]) -> Table:
+    """Time, throughput, utilisation and power of an estimate."""
+    rows = {
+        "step time": seconds(record["step_time"]),
+        "tokens per second": f"{record['tokens_per_second']:,.0f}",
+        "model FLOP utilisation": f"{percent(record['model_flop_utilisation'])} of the dies used",
+        "dies used": f"{record['num_dies_used']:,} of {record['num_dies']:,}",
+        "mean power": quantity(record["power"], "W"),
+        "energy per step": quantity(record["energy"], "J"),
+        "tokens per joule": "-" if record["tokens_per_joule"] is None else digits(record["tokens_per_joule"]),
+        "operator model": record["fidelity"],
+    }
+    return pairs(title, rows)
+
+
+def breakdown_table(record: Mapping[str, Any]) -> Table:
+    """Where the time of a step goes: the slowest stage's work, the pipeline's bubble, and what follows."""
+    step = record["step_time"]
+    shown = [(name, part) for name, part in record["breakdown"].items() if part]
+    rows = [(name.replace("_", " "), seconds(part), percent(part / step)) for name, part in shown]
+    drawn = table("Time of a step", ("cause", "time", "share"), rows)
+    drawn.add_section()
+    drawn.add_row("total", seconds(step), percent(sum(part for _, part in shown) / step))
+    return drawn
+
+
+def memory_table(record: Mapping[str, Any]) -> Table:
+    """Bytes per die at each stage's peak, stages of equal need in one row."""
+    parts, capacity = record["memory_parts"], record["memory_capacity"]
+    stages = zip(record["memory"], *parts.values(), strict=True)
+    rows = []
+    for cells, group in groupby(enumerate(stages), key=lambda item: [_gigabytes(value) for value in item[1]]):
+        numbers = [number for number, _ in group]
+        share = percent(record["memory"][numbers[0]] / capacity) if capacity else "-"
+        rows.append((_range(numbers), cells[0], share, *cells[1:]))
+    title = f"Memory per die, GB (capacity {_gigabytes(capacity)})"
+    return table(title, ("stage", "total", "of capacity", *parts), rows)
+
+
+def _gigabytes(value: float | None) -> str:
+    return "-" if value is None else f"{value / GIGA:.2f}"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+
+
+def margin_table(record: Mapping[str, Any]) -> Table:
+    """Every limit with the share of it that is used, the tightest first and marked."""
+    margins = {name: 0.0 if margin is None else margin for name, margin in record["margins"].items()}
+    binding = record["binding"]
+    ordered = sorted(margins, key=lambda name: (name != binding, margins[name]))
+    rows = []
+    for name in ordered:
+        marks = ["binding"] * (name == binding) + ["DOES NOT FIT"] * (margins[name] < 0.0)
+        style = "red" if margins[name] < 0.0 else "bold" if name == binding else ""
+        cells = (name.replace("_", " "), ", ".join(marks), percent(1.0 - margins[name]), percent(margins[name]))
+        rows.append([Text(cell, style) for cell in cells])
+    return table("Limits", ("limit", "", "used", "margin"), rows, words=2)
+
+
+def strategy_table(record: Mapping[str, Any]) -> Table:
+    """Every field of the strategy, codes by name."""
+    shown = record["strategy"] | record["strategy_names"]
+    rows = {name.replace("_", " "): _inline(value, name) for name, value in shown.items()}
+    return pairs("Strategy", rows)
+
+
+def _inline(value: Any, name: str) -> str:
+    values = value if isinstance(value, list) else [value]
+    texts = [text if name in CODES else f"{text:,}" for text in values]
+    return ", ".join(f"{text} x {len(list(run))}" if len(values) > 1 else text for text, run in groupby(texts))
+
+
+def architecture_table(record: Mapping[str, Any]) -> Table:
+    """The wafer that was designed."""
+    a = record["architecture"]
+    beside = " and ".join(
+        f"{a[f'dram_{name}_sides']} {name}" for name in ("horizontal", "vertical") if a[f"dram_{name}_sides"]
+    )
+    rows = {
+        "dies": f"{a['die_rows']} x {a['die_cols']}, rows x columns",
+        "die": f"{a['die_width'] / MM:.1f} x {a['die_height'] / MM:.1f} mm, width x height",
+        "cores per die": f"{a['core_rows']} x {a['core_cols']} at {quantity(a['clock'], 'Hz')}",
+        "SRAM per core": f"{a['sram_bytes_per_core'] / KIB:,.0f} KiB",
+        "peak per die": quantity(a["flop_rate_per_die"], "FLOP/s"),
+        "DRAM per die": f"{a['dram_stacks']} stacks, {quantity(a['dram_bytes_per_die'], 'B')}",
+        "DRAM bandwidth per die": quantity(a["dram_bandwidth_per_die"], "B/s"),
+        "die edges with DRAM": beside or "none",
+        "die-to-die per edge and direction": quantity(a["d2d_bandwidth_per_edge_per_direction"], "B/s"),
+    }
+    return pairs("Architecture", rows)
+
+
+def area_table(record: Mapping[str, Any]) -> Table:
+    """Split of the window's area."""
+    fractions = record["area_fractions"]
+    longest = max(fractions.values())
+    bars = ((name, "#" * round(30 * part / longest), percent(part)) for name, part in fractions.items())
+    return table("Area of the window", ("use", "", "share"), bars, words=2)
+
+
+def search_table(record: Mapping[str, Any]) -> Table:
+    """How the design was found and what the search cost."""
+    rows = {
+        "relaxed step time": seconds(record["relaxed_step_time"]),
+        "rounded step time": seconds(record["step_time"]),
+        "rounding gap": percent(record["rounding_gap"]),
+        "discrete choices": f"{record['candidates']:,}",
+        "lattice points of each": f"{record['lattice_points']:.2g}",
+        "evaluations": f"{record['evaluations']:,}",
+        "search time": seconds(record["wall_time"]),
+        "of it compilation": seconds(record["compile_time"]),
+    }
+    return pairs("Search", rows)
+
+
+def estimate_view(title: str, record: Mapping[str, Any]) -> RenderableType:
+    """All tables of an estimate."""
+    parts = (breakdown_table(record), memory_table(record), margin_table(record))
+    return Group(summary_table(title, record), *parts)
+
+
+def design_view(title: str, record: Mapping[str, Any]) -> RenderableType:
+    """All tables of a co-designed wafer."""
+    return Group(
+        summary_table(title, record),
+        area_table(record),
+        architecture_table(record),
+        strategy_table(record),
+        breakdown_table(record),
+        memory_table(record),
+        margin_table(record),
+        search_table(record),
+    )
