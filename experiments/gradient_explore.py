@@ -27,6 +27,7 @@ import numpy as np
 import optax
 
 import watos_jax as wj
+from watos_jax.fabrication import fabrication_ratios
 from watos_jax.strategy import RECOMPUTE_LEVELS
 from watos_jax.units import GIGA, MIB, MM, MM2, TERA
 
@@ -91,7 +92,7 @@ def evaluate(shared: Any, points: Point) -> tuple[np.ndarray, Point, dict[str, n
 
 # ---- (a) the price of SRAM
 
-DRAM_RATES = np.array([2.0, 0.2, 0.1, 0.05]) * TERA
+DRAM_RATES = np.array([2.0, 0.2, 0.1]) * TERA
 """Peak DRAM bytes/s of one die."""
 
 
@@ -105,7 +106,7 @@ def price_of_sram(shared: Any, samples: int) -> dict[str, Any]:
     below, above = (
         evaluate(shared, path._replace(sram_bytes=end))[0].reshape(shape) for end in (sram - step, sram + step)
     )
-    value, gross = value.reshape(shape), slope.sram_bytes.reshape(shape)
+    value, gross = value.reshape(shape), slope.sram_bytes.reshape(shape) + 0.0
     cores, technology = float(WAFER.die.num_cores), WAFER.technology
     area_per_byte = cores * float(technology.sram_area)
     worth_of_area = slope.num_macs.reshape(shape) / (cores * float(technology.mac_area))
@@ -146,7 +147,7 @@ def on_the_edge(stacks: np.ndarray, strategy: Any) -> Point:
 
 
 def worth_of_edge(slope: Point) -> tuple[np.ndarray, np.ndarray]:
-    """d log(tokens/s) per m of edge, as memory and as links."""
+    """Slope of log(tokens/s) per m of edge, as memory and as links."""
     as_memory = slope.stacks / float(WAFER.technology.memory_phy_length)
     return as_memory, slope.d2d * float(WAFER.d2d.shoreline_density)
 
@@ -205,8 +206,8 @@ def share_of_edge(shared: Any, samples: int) -> dict[str, Any]:
 
 # ---- (c) the least die that reaches a throughput
 
-ROUNDS, STEPS, PENALTY = 14, 40, 20.0
-SHARPNESS, RATES = (10.0, 20_000.0), (0.05, 0.001)
+ROUNDS, STEPS, PENALTY = 60, 20, 40.0
+SHARPNESS, RATES = (10.0, 20_000.0), (0.05, 0.0002)
 NAMES = tuple(wj.Knobs.__dataclass_fields__)
 LOW, HIGH = (np.log(np.array(jax.tree.leaves(side), float)) for side in (BUDGET.low, BUDGET.high))
 STACKS, WIDTH, HEIGHT = (NAMES.index(name) for name in ("dram_stacks", "die_width", "die_height"))
@@ -221,11 +222,14 @@ class Goal(NamedTuple):
 
 
 def rate_and_excess(shared: Any, log_knobs: Any, relax: wj.Relaxation = wj.HARD) -> tuple[Any, Any]:
-    """log(tokens/s) of the wafer of some log knobs, and log(use / allowance) of each of its limits."""
+    """log(tokens/s) of the wafer of some log knobs, and log(use / allowance) of each of its limits.
+
+    Stacks are whole here, and a smooth ceiling lies half a step above a whole number: geometry stays hard.
+    """
     strategy, layout = jax.tree.map(lambda leaf: leaf[MIDDLE], shared)
     wafer = BUDGET.build(wj.Knobs(*jnp.exp(log_knobs)), *GRID, SIDES)
     result = wj.estimate(wafer, MODEL, strategy, relax=relax, layout=layout)
-    use = 1.0 - jnp.stack(list(result.margins.values()))
+    use = jnp.stack(list(({name: 1.0 - m for name, m in result.margins.items()} | fabrication_ratios(wafer)).values()))
     return jnp.log(result.tokens_per_second), jnp.log(jnp.where(use > 1e-6, use, 1e-6))
 
 
@@ -278,7 +282,7 @@ def inverse_design(shared: Any, reference: float, fractions: np.ndarray, rivals:
     knobs, price = wj.batch.map_chunks(least_area, shared, goals, chunk=len(part), chunks_per_call=1)
     area = knobs[:, WIDTH] + knobs[:, HEIGHT]
     rate, excess = wj.batch.map_chunks(checked, shared, knobs, chunks_per_call=1)
-    is_reached = (rate >= wanted - 1e-3) & (excess <= 1e-3)
+    is_reached = (np.abs(rate - wanted) <= 1e-3) & (excess <= 1e-3)
     table = np.where(is_reached, area, np.inf).reshape(shape)
     from_starts = table.min(axis=1)
     by_stacks = table.min(axis=2)
@@ -412,21 +416,17 @@ def draw(answers: dict[str, Any], folder: Path) -> Path:
     for row, tensor in enumerate(edge["tensor_parallel"]):
         below = 100 * (edge["tokens_per_second"][row] / edge["best_tokens_per_second"][row] - 1)
         fits = edge["memory_fits"][row]
+        share.plot(stacks, below, ":", color=colours[row])
         share.plot(stacks, np.where(fits, below, np.nan), color=colours[row], label=f"{tensor} dies")
-        share.plot(stacks, np.where(fits, np.nan, below), ":", color=colours[row])
         share.plot(edge["best_stacks"][row], 0, "o", color=colours[row], ms=6)
         worth.plot(stacks, 100 * edge["worth_as_memory_per_mm"][row], color=colours[row])
         worth.plot(stacks, 100 * edge["worth_as_links_per_mm"][row], "--", color=colours[row])
         worth.plot(edge["best_stacks"][row], 100 * edge["best_worth_per_mm"][row], "o", color=colours[row], ms=6)
     share.set_ylim(-25, 1.5)
-    share.set(ylabel="tokens/s against the best (%)", title="b. One edge for memory and links")
+    share.set(ylabel="tokens/s against the best (%)", title="b. One edge of 25.5 mm for memory and links")
     share.legend(title="tensor group (dotted: the model\ndoes not fit in the memory)", loc="lower center")
-    links = share.secondary_xaxis(
-        "top", functions=(lambda x: np.interp(x, stacks, edge["d2d_bandwidth"] / TERA), lambda x: x)
-    )
-    links.remove()
     worth.set_yscale("log")
-    worth.set(title="b. Worth of 1 mm of edge", ylabel="tokens/s gained (% per mm)")
+    worth.set(title="b. Worth of 1 mm of that edge", ylabel="tokens/s gained (% per mm)")
     worth.plot([], [], color="0.3", label="as memory")
     worth.plot([], [], "--", color="0.3", label="as links")
     worth.plot([], [], "o", color="0.3", label="equal: the optimum")
@@ -435,17 +435,23 @@ def draw(answers: dict[str, Any], folder: Path) -> Path:
     rates = np.interp(ticks, stacks, edge["d2d_bandwidth"]) / TERA
     for axis in (share, worth):
         axis.set_xticks(ticks, [f"{tick:g}\n{rate:.2f}" for tick, rate in zip(ticks, rates, strict=True)])
-        axis.set_xlabel("memory stacks (above), link bandwidth per edge in TB/s (below)")
+        axis.set_xlabel("memory stacks (upper line), TB/s per link with the rest of the edge (lower line)")
 
     wanted = area["fraction"] * area["reference_tokens_per_second"] / 1e3
-    for column, colour in enumerate(colours[:3]):
-        least.plot(wanted, area["area_by_stacks_mm2"][:, column], color=colour, lw=1, label=f"{column + 1} stacks")
+    for column in np.flatnonzero(np.isfinite(area["area_by_stacks_mm2"]).any(axis=0)):
+        label = f"{column + 1} memory stack{'s' if column else ''} per die"
+        least.plot(wanted, area["area_by_stacks_mm2"][:, column], ".-", color=colours[column], lw=1, label=label)
     least.plot(wanted, area["die_area_mm2"], "o", color="black", ms=5, label="least")
     reference = area["reference_tokens_per_second"] / 1e3
     least.plot(reference, area["preset_die_area_mm2"], "*", color=colours[3], ms=12)
-    note = ("configuration 3", (reference, area["preset_die_area_mm2"]), (-8, 4))
+    note = ("the die of configuration 3", (reference, area["preset_die_area_mm2"]), (-9, -3))
     least.annotate(*note, textcoords="offset points", ha="right")
-    least.set(xlabel="throughput to reach (thousand tokens/s)", ylabel="die area (mm²)", title="c. Least die area")
+    least.margins(y=0.1)
+    least.set(
+        xlabel="throughput to reach (thousand tokens/s)",
+        ylabel="die area (mm²)",
+        title="c. Least die that reaches a throughput",
+    )
     least.legend(loc="lower right")
     figure.suptitle("Llama 3 70B on WATOS configuration 3, 56 dies, roofline")
     path = folder / "gradient_explore.png"

@@ -8,6 +8,7 @@ the output cannot be written.
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
@@ -17,9 +18,12 @@ from rich.console import Console
 from watos_jax.cli.codesign import codesign
 from watos_jax.cli.estimate import estimate
 from watos_jax.cli.presets import presets
+from watos_jax.cli.values import one_line
 
 COMMANDS: Final = (estimate, codesign, presets)
 """The commands, in the order of the help; the name of a function is the name of its command."""
+PLAIN_WIDTH: Final = 120
+"""Columns of tables that do not go to a terminal."""
 LONGEST: Final = 1000
 """Characters of a refusal; what was typed may be longer."""
 
@@ -48,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:
         return _refuse("standard output is closed: it must be open to receive the result", 1)
     try:
-        result = _application()(args=arguments, prog_name="watos", standalone_mode=False)
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        result = _application()(args=words or ["--help"], prog_name="watos", standalone_mode=False)
         if isinstance(result, int):
             return result
         _show(result)
@@ -74,21 +79,25 @@ def _application() -> Any:
     app = typer.Typer(
         help=HELP, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=False
     )
-    app.callback(invoke_without_command=True)(_root)
+    app.callback()(_root)
     for command in COMMANDS:
         app.command()(command)
     return typer.main.get_command(app)
 
 
-def _root(
-    context: typer.Context,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> str | None:
-    if show_version:
+def _print_version(asked: bool) -> bool:
+    if asked:
         typer.echo(version("watos_jax"))
         raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+    return asked
+
+
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    # options that stand before the command
     return None
 
 
@@ -99,7 +108,7 @@ def _show(result: Any) -> None:
         if isinstance(result, str):
             print(result)
         else:
-            Console(highlight=False).print(result)
+            Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(result)
     sys.stdout.flush()
 
 
@@ -114,7 +123,10 @@ def _discard_output() -> None:
 def _sentence(error: Exception) -> str | None:
     """What to tell the user, or None for a defect of ours, which deserves its traceback."""
     if hasattr(error, "format_message"):  # a usage error of typer, whose class has no public name
-        return f"{_usage(error)}: see {getattr(getattr(error, 'ctx', None), 'command_path', 'watos')} --help"
+        words = str(error.format_message()).strip().rstrip(".").replace(". Did you mean", ", did you mean")
+        context = getattr(error, "ctx", None)
+        command = "watos" if context is None else context.command_path
+        return f"{words[:1].lower()}{words[1:]} (see {command} --help)"
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -122,14 +134,11 @@ def _sentence(error: Exception) -> str | None:
     return str(error) if isinstance(error, ValueError) and origin.split(".")[0] == "watos_jax" else None
 
 
-def _usage(error: Any) -> str:
-    words = str(error.format_message()).strip().rstrip(".")
-    return words[:1].lower() + words[1:]
-
-
 def _refuse(sentence: str, status: int) -> int:
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in sentence).split())
+    line = one_line(sentence)
     if sys.stderr is not None:
-        shown = line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
-        print(f"watos: {shown}", file=sys.stderr)
+        with suppress(OSError):
+            print(
+                f"watos: {line if len(line) <= LONGEST else line[: LONGEST - 3] + '...'}", file=sys.stderr, flush=True
+            )
     return status

@@ -1,31 +1,33 @@
-"""One option for every field of `Strategy`, made from the record: a new field is a new option."""
+"""Options that commands share, and one option for every field of `Strategy`, made from the record itself."""
 
 import functools
 import inspect
-import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import typer
 
+from watos_jax.cli.documentation import meanings
 from watos_jax.cli.values import choice, whole
 from watos_jax.report.records import CODES
 from watos_jax.strategy import Strategy
 
+FIELDS: Final = tuple(Strategy.__dataclass_fields__)
+"""Fields of a strategy."""
 FLAGS: Final = ("sequence_parallel", "flash_attention")
-"""Fields that are 0 or 1."""
+"""Those that are 0 or 1."""
 ALLOWED: Final = {"optimizer_sharding": ("0", "1", "2"), "gradient_bytes": ("2", "4")}
-"""Fields with few values."""
+"""Those with few values."""
 DEFAULTS: Final = {"global_batch_size": 512}
-"""Where the command line departs from the record: a batch of one sequence is nobody's training run."""
+"""Where the command line departs from the record: nobody trains with a batch of one sequence."""
 
 Model = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="A preset (llama3-70b) or the path of a config.json.")
+    str | None, typer.Argument(metavar="MODEL", help="A preset such as llama3-70b, or the path of a config.json.")
 ]
 SequenceLength = Annotated[
-    str | None, typer.Option(metavar="N", help="Tokens per training sequence; that of the preset or file if not given.")
+    str | None, typer.Option(metavar="N", help="Tokens per training sequence, if not those of the preset or file.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, in SI units, and nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object in SI units, and nothing else.")]
 
 
 def takes_strategy(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,18 +39,20 @@ def takes_strategy(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> Any:
-        values = {name: _read(name, arguments.pop(name)) for name in Strategy.__dataclass_fields__}
+        values = {name: _read(name, arguments.pop(name)) for name in FIELDS}
         return command(**arguments, strategy=Strategy(**values))
 
-    own = [part for part in inspect.signature(command).parameters.values() if part.name != "strategy"]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parts = [part.replace(kind=keyword) for part in own] + [_parameter(name) for name in Strategy.__dataclass_fields__]
-    wrapper.__signature__ = inspect.Signature(parts)  # type: ignore[attr-defined]
+    own = [part for name, part in inspect.signature(command).parameters.items() if name != "strategy"]
+    texts = meanings(Strategy)
+    made = [_parameter(name, texts[name][:1].upper() + texts[name][1:]) for name in FIELDS]
+    wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in own] + made
+    )
     return wrapper
 
 
-def option_name(field: str) -> str:
-    """How a field is spelled on the command line."""
+def spelled(field: str) -> str:
+    """A field of a strategy as an option."""
     return "--" + field.replace("_", "-")
 
 
@@ -56,25 +60,20 @@ def _read(name: str, word: Any) -> int:
     if name in FLAGS:
         return int(word)
     if name in CODES:
-        return CODES[name].index(choice(option_name(name), word, CODES[name]))
+        return CODES[name].index(choice(spelled(name), word, CODES[name]))
     if name in ALLOWED:
-        return int(choice(option_name(name), word, ALLOWED[name]))
-    return whole(option_name(name), word)
+        return int(choice(spelled(name), word, ALLOWED[name]))
+    return whole(spelled(name), word)
 
 
-def _parameter(name: str) -> inspect.Parameter:
-    default = int(DEFAULTS.get(name, Strategy.__dataclass_fields__[name].default))
-    meaning = re.search(rf"^ +{name}: ((?:.+\n(?! +\w+: )? *)*?.+?)(?=\n +\w+: |\n *$)", _documentation(), re.M)
-    text = "" if meaning is None else " ".join(meaning[1].split())
-    option = option_name(name)
+def _parameter(name: str, meaning: str) -> inspect.Parameter:
+    number = int(DEFAULTS.get(name, Strategy.__dataclass_fields__[name].default))
+    option, keyword = spelled(name), inspect.Parameter.KEYWORD_ONLY
     if name in FLAGS:
-        info = typer.Option(f"{option}/--no-{option[2:]}", help=text)
-        return _keyword(name, Annotated[bool, info], bool(default))
+        flag = Annotated[bool, typer.Option(f"{option}/--no{option[1:]}", help=meaning)]
+        return inspect.Parameter(name, keyword, default=bool(number), annotation=flag)
     if name in CODES:
-        info = typer.Option(metavar="NAME", help=f"{_MEANINGS[name]}: {', '.join(CODES[name])}.")
-        return _keyword(name, Annotated[str, info], CODES[name][default])
-    return _keyword(name, Annotated[str, typer.Option(metavar="N", help=text)], str(default))
-
-
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        code = Annotated[str, typer.Option(option, metavar="NAME", help=f"One of {', '.join(CODES[name])}.")]
+        return inspect.Parameter(name, keyword, default=CODES[name][number], annotation=code)
+    count = Annotated[str, typer.Option(option, metavar="N", help=meaning)]
+    return inspect.Parameter(name, keyword, default=str(number), annotation=count)

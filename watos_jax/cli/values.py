@@ -18,6 +18,11 @@ MOST_NODES: Final = 100_000
 """Nodes of a cluster."""
 
 
+def one_line(text: str) -> str:
+    """A text without line breaks and control characters: what a user typed may hold any."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
 def shown(value: str) -> str:
     """A word as a message prints it: quoted, shortened where it is long."""
     return repr(value if len(value) <= 60 else value[:57] + "...")
@@ -40,18 +45,26 @@ def whole(option: str, value: str, *, low: int = 1, high: int = LARGEST) -> int:
     raise ValueError(f"{option} is {shown(value)}: it must be a whole number from {low:,} to {high:,}")
 
 
-def choice(option: str, value: str, names: Iterable[str]) -> str:
-    """Read one of several names.
+def choice(option: str, value: str, names: Iterable[str], *, otherwise: str = "") -> str:
+    """Read one of several names; for presets, case does not matter and `_` is read as `-`.
+
+    Args:
+        option: as the user spells it, for the message.
+        value: what the user wrote.
+        names: what it may be.
+        otherwise: what else it may be, for the message.
 
     Raises:
         ValueError: it is none of them.
     """
     names = tuple(names)
-    if value in names:
-        return value
-    near = difflib.get_close_matches(value.lower(), names, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise ValueError(f"{option} is {shown(value)}: it must be one of {', '.join(names)}{hint}")
+    key = value.strip().lower().replace("_", "-")
+    found = value if value in names else key
+    if found in names:
+        return found
+    near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise ValueError(f"{option} is {shown(value)}: it must be one of {', '.join(names)}{otherwise}{hint}")
 
 
 def model_of(name: str | None, sequence_length: str | None) -> Transformer:
@@ -67,11 +80,10 @@ def model_of(name: str | None, sequence_length: str | None) -> Transformer:
     if name is None:
         raise ValueError("MODEL is missing: it must be a preset such as llama3-70b or the path of a config.json")
     tokens = None if sequence_length is None else whole("--sequence-length", sequence_length)
-    is_preset = name.strip().lower().replace("_", "-") in models.NAMES
-    is_path = not is_preset and (os.path.lexists(name) or name.endswith(".json") or os.sep in name)
-    if is_path:
+    is_path = os.path.lexists(name) or name.endswith(".json") or os.sep in name
+    if is_path and name not in models.NAMES:
         return huggingface.read(name, sequence_length=tokens)
-    model = models.get(name)
+    model = models.NAMES[choice("MODEL", name, models.NAMES, otherwise=" or the path of a config.json")]
     return model if tokens is None else replace(model, sequence_length=tokens)
 
 
@@ -87,11 +99,12 @@ def hardware_of(wafer: str | None, system: str | None, nodes: str | None) -> Sys
         ValueError: not exactly one of `wafer` and `system`, an unknown name, or nodes that are no whole number.
     """
     if wafer is None and system is None:
-        raise ValueError("--wafer is missing: give --wafer watos-config-3 or --system dgx-h100, see watos presets")
+        raise ValueError("--wafer is missing: it or --system must be given, such as --wafer watos-config-3")
     if wafer is not None and system is not None:
         raise ValueError(f"--wafer is {shown(wafer)} and --system {shown(system)}: only one of them may be given")
     if wafer is not None and nodes is not None:
         raise ValueError(f"--nodes is {shown(nodes)}: it may only be given with --system")
     if wafer is not None:
-        return wafers.get(wafer)
-    return chips.cluster(chips.get(str(system)), 1 if nodes is None else whole("--nodes", nodes, high=MOST_NODES))
+        return wafers.NAMES[choice("--wafer", wafer, wafers.NAMES)]
+    node = chips.NAMES[choice("--system", str(system), chips.NAMES)]
+    return chips.cluster(node, 1 if nodes is None else whole("--nodes", nodes, high=MOST_NODES))

@@ -66,7 +66,7 @@ DGX_H100: Final = System(
             num_macs=2048,
             clock=1.83 * GIGA,
             sram_bytes=50 * MIB / 132,
-            sram_bytes_per_clock=128,
+            sram_bytes_per_clock=256,
             noc_bytes_per_clock=5120 / 132,
         ),
         memory=replace(_stacks(HBM3, 5), stack_bandwidth=3.35 * TERA / 5),
@@ -79,7 +79,8 @@ DGX_H100: Final = System(
 )
 """Eight H100 SXM (NVIDIA H100 whitepaper and data sheet, 2022): 132 multiprocessors x 2,048 multiply-accumulators
 at 1.83 GHz, 989 TFLOP/s dense bf16; L2 50 MB; 80 GB at 3.35 TB/s; NVLink 450 GB/s per direction; one 400 Gb/s port
-per GPU. ASSUMPTION: L2 port as in the A100."""
+per GPU. Shared memory gives 128 bytes per clock; products of 64 x 256 keep their sums in registers and read less
+than half of what a square array would, hence 256 here. ASSUMPTION: L2 port as in the A100."""
 
 DGX_B200: Final = System(
     die=Die(

@@ -12,8 +12,8 @@ from rich.text import Text
 from watos_jax.report.records import CODES
 from watos_jax.units import GIGA, KIB, MM
 
-PREFIXES: Final = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"))
-"""SI prefixes that numbers are shown with."""
+PREFIXES: Final = tuple(zip([10.0**power for power in range(15, -15, -3)], "P T G M k _ m u n p".split(), strict=True))
+"""SI prefixes that numbers are shown with, the largest first; `_` stands for none."""
 
 
 def quantity(value: float | None, unit: str, *, largest: float = 1e15) -> str:
@@ -27,8 +27,8 @@ def quantity(value: float | None, unit: str, *, largest: float = 1e15) -> str:
     if value is None:
         return "-"
     usable = [(scale, name) for scale, name in PREFIXES if scale <= largest]
-    scale, name = next((pair for pair in usable if abs(value) >= pair[0]), usable[-1] if value else (1.0, ""))
-    return f"{digits(value / scale)} {name}{unit}"
+    scale, name = next((pair for pair in usable if abs(value) >= pair[0]), usable[-1] if value else (1.0, "_"))
+    return f"{digits(value / scale)} {name.strip('_')}{unit}"
 
 
 def digits(value: float) -> str:
@@ -57,11 +57,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text
         rows: cells.
         words: number of columns that hold words.
     """
-    drawn = Table(title=Text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(
+        title=Text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
+    )
     for number, heading in enumerate(columns):
-        drawn.add_column(heading, justify="left" if number < words else "right", no_wrap=number >= words)
+        drawn.add_column(heading, justify="left" if number < words else "right", no_wrap=True)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return drawn
 
 
@@ -90,7 +92,7 @@ def summary_table(title: str, record: Mapping[str, Any]) -> Table:
 def breakdown_table(record: Mapping[str, Any]) -> Table:
     """Where the time of a step goes: the slowest stage's work, the pipeline's bubble, and what follows."""
     step = record["step_time"]
-    shown = [(name, part) for name, part in record["breakdown"].items() if part]
+    shown = sorted(((name, part) for name, part in record["breakdown"].items() if part), key=lambda item: -item[1])
     rows = [(name.replace("_", " "), seconds(part), percent(part / step)) for name, part in shown]
     drawn = table("Time of a step", ("cause", "time", "share"), rows)
     drawn.add_section()
@@ -108,7 +110,7 @@ def memory_table(record: Mapping[str, Any]) -> Table:
         share = percent(record["memory"][numbers[0]] / capacity) if capacity else "-"
         rows.append((_range(numbers), cells[0], share, *cells[1:]))
     title = f"Memory per die, GB (capacity {_gigabytes(capacity)})"
-    return table(title, ("stage", "total", "of capacity", *parts), rows)
+    return table(title, ("stage", "total", "used", *parts), rows)
 
 
 def _gigabytes(value: float | None) -> str:
@@ -189,15 +191,20 @@ def search_table(record: Mapping[str, Any]) -> Table:
     return pairs("Search", rows)
 
 
+def stacked(*parts: RenderableType) -> RenderableType:
+    """Tables one below the other, an empty line after each."""
+    return Group(*(piece for part in parts for piece in (part, Text())))
+
+
 def estimate_view(title: str, record: Mapping[str, Any]) -> RenderableType:
     """All tables of an estimate."""
     parts = (breakdown_table(record), memory_table(record), margin_table(record))
-    return Group(summary_table(title, record), *parts)
+    return stacked(summary_table(title, record), *parts)
 
 
 def design_view(title: str, record: Mapping[str, Any]) -> RenderableType:
     """All tables of a co-designed wafer."""
-    return Group(
+    return stacked(
         summary_table(title, record),
         area_table(record),
         architecture_table(record),

@@ -1,0 +1,162 @@
+"""Reading measured runs, fitting a machine to them, and judging predictions."""
+
+import csv
+
+import jax
+import numpy as np
+import pytest
+
+from watos_jax import calibrate, measured, validate
+from watos_jax.hardware import Efficiency
+
+ROW = {
+    "row_id": "r0",
+    "source": "somebody",
+    "model": "GPT",
+    "layers": "24",
+    "hidden": "2048",
+    "heads": "16",
+    "kv_heads": "16",
+    "ffn": "8192",
+    "vocab": "51200",
+    "seq": "2048",
+    "gated_mlp": "0",
+    "moe_experts": "0",
+    "chip": "A100-SXM4-80GB",
+    "n_chips": "8",
+    "tp": "2",
+    "pp": "2",
+    "vpp": "1",
+    "dp": "2",
+    "cp": "1",
+    "ep": "1",
+    "sp": "0",
+    "zero": "0",
+    "mbs": "2",
+    "gbs": "32",
+    "recompute": "full",
+    "precision": "fp16 mixed",
+    "iter_time_s": "1.0",
+    "mem_per_gpu_gb": "",
+    "mem_kind": "",
+}
+
+
+def write(path, rows):
+    """A CSV file of the rows."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(ROW))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def grid():
+    """Rows of many shapes and strategies on 8 GPUs."""
+    for hidden, layers in ((1024, 12), (2048, 24), (4096, 24), (6144, 32)):
+        for tensor, stages, replicas in ((1, 1, 8), (2, 2, 2), (8, 1, 1), (4, 2, 1), (1, 8, 1)):
+            for micro in (1, 4):
+                yield ROW | {
+                    "row_id": f"{hidden}-{tensor}-{stages}-{micro}",
+                    "hidden": str(hidden),
+                    "ffn": str(4 * hidden),
+                    "layers": str(layers),
+                    "tp": str(tensor),
+                    "pp": str(stages),
+                    "dp": str(replicas),
+                    "mbs": str(micro),
+                }
+
+
+def test_a_row_becomes_the_run_it_describes():
+    run = measured.run_of(ROW, "7")
+    assert (run.chip, run.step_time, run.memory) == ("A100", 1.0, None)
+    assert float(run.strategy.tensor_parallel) == 2 and float(run.strategy.num_micro_batches) == 8
+    assert float(run.strategy.recompute) == 7 and float(run.strategy.flash_attention) == 0
+    assert float(run.system.num_dies) == 8
+    assert float(run.model.learned_positions) == 1 and float(run.model.gated_mlp) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"chip": "TPUv4"}, "chip without a preset: TPUv4"),
+        ({"precision": "fp8"}, "precision below 16 bits"),
+        ({"precision": ""}, "precision blank"),
+        ({"tp": ""}, "tp blank"),
+        ({"tp": "nan"}, "tp blank"),
+        ({"zero": "3"}, "weights sharded"),
+        ({"recompute": "selective (per-op)"}, "recompute is not one of"),
+        ({"moe_experts": "8"}, "mixture of experts"),
+        ({"heads": "17"}, "heads do not divide hidden"),
+        ({"tp": "16"}, "illegal"),
+    ],
+)
+def test_what_cannot_be_represented_is_skipped_with_its_reason(change, reason, tmp_path):
+    runs, skipped = measured.read(write(tmp_path / "rows.csv", [ROW, ROW | change]))
+    assert len(runs) == 1
+    assert sum(skipped.values()) == 1 and next(iter(skipped)).startswith(reason)
+
+
+def test_a_file_without_a_column_is_refused(tmp_path):
+    (tmp_path / "bad.csv").write_text("source,model\nx,y\n")
+    with pytest.raises(ValueError, match=r"bad\.csv lacks the column"):
+        measured.read(tmp_path / "bad.csv")
+    with pytest.raises(ValueError, match="cannot be read as a CSV file"):
+        measured.read(tmp_path / "absent.csv")
+
+
+@pytest.mark.float64
+def test_a_fit_recovers_the_machine_that_made_the_times():
+    truth = Efficiency(
+        matmul_overhead=0.5,
+        matmul_rows=200.0,
+        matmul_cols=400.0,
+        attention_overhead=2.0,
+        attention_rows=100.0,
+        memory_overhead=0.6,
+        launch_time=2e-5,
+        collective_latency=5e-5,
+        network_overhead=0.4,
+    )
+    runs = [measured.run_of(row, "0") for row in grid()]
+    times = np.asarray(calibrate.predict(calibrate.stack(runs), truth))
+    runs = [run._replace(step_time=float(time)) for run, time in zip(runs, times, strict=True)]
+    found = calibrate.fit(runs)
+    assert found.error < 0.002
+    assert found.cross_validated_error < 0.01
+    assert found.num_rows == found.num_configurations == 40
+    assert found.num_parameters == len(jax.tree.leaves(truth))
+    for name in ("launch_time", "collective_latency"):
+        assert float(getattr(found.efficiency, name)) == pytest.approx(float(getattr(truth, name)), rel=0.2)
+    # a machine twice as slow per kernel is told apart: the fit can fail
+    slower = [run._replace(step_time=2.0 * run.step_time) for run in runs]
+    assert float(calibrate.fit(slower).efficiency.matmul_overhead) > 1.0
+
+
+def test_a_fit_needs_rows():
+    with pytest.raises(ValueError, match="1 runs of 1 configurations have a measured time: a fit needs at least"):
+        calibrate.fit([measured.run_of(ROW, "0")])
+
+
+def test_errors_ranks_and_regret_by_hand():
+    truth = np.array([1.0, 2.0, 4.0, 3.0])
+    predicted = np.array([1.1, 2.0, 2.0, 3.0])
+    errors = validate.summary(predicted, truth)
+    assert errors["mape"] == pytest.approx((0.1 + 0.5) / 4)
+    assert errors["median_ape"] == pytest.approx(0.05)
+    assert errors["max_ape"] == pytest.approx(0.5)
+    assert errors["bias"] == pytest.approx((0.1 - 0.5) / 4)
+    ranks = validate.ranking(["a"] * 4, predicted, truth)
+    # six pairs: four agree, one is tied in the prediction and left out, one is swapped
+    assert ranks["tau"] == pytest.approx((4 - 1) / 5)
+    assert ranks["regret"] == 0.0
+    assert validate.ranking(["a"] * 4, truth.max() - truth, truth)["regret"] == pytest.approx(3.0)
+    assert validate.ranking(["a", "b", "c", "d"], predicted, truth) == {"tau": None, "regret": None}
+
+
+def test_the_naive_baseline_has_one_utilisation_per_source():
+    runs = [measured.run_of(row, "0") for row in grid()][:6]
+    ideal = validate.naive_times([run._replace(step_time=1.0) for run in runs])
+    runs = [run._replace(step_time=float(3.0 * time)) for run, time in zip(runs, ideal, strict=True)]
+    np.testing.assert_allclose(validate.naive_times(runs), 3.0 * ideal, rtol=1e-5)

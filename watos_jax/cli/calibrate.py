@@ -1,0 +1,69 @@
+"""`watos calibrate`: the efficiency of a machine, fitted to measured training runs."""
+
+import json
+from typing import Annotated, Any, Final
+
+import jax
+import typer
+from rich.table import Table
+
+from watos_jax.cli.options import AsJson
+from watos_jax.cli.runtime import prepare, progress
+from watos_jax.cli.values import choice, one_line
+
+UNITS: Final = {"matmul_rows": "tokens", "matmul_cols": "columns", "attention_rows": "tokens"} | dict.fromkeys(
+    ("launch_time", "collective_latency"), "s"
+)
+"""Units of the fields that have one; the others are ratios."""
+
+
+def calibrate(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A CSV file of measured training runs.")],
+    chip: Annotated[str, typer.Option(metavar="CHIP", help="Rows of this chip: A100, H100, B200 or B300.")],
+    source: Annotated[str, typer.Option(metavar="TEXT", help="Only rows whose source contains this text.")] = "",
+    as_json: AsJson = False,
+) -> Any:
+    """Fit the efficiency of a chip to measured step times, by gradient.
+
+    Prints every field with its standard error, and the error on configurations that were left out of the fit.
+
+    \b
+      watos calibrate runs.csv --chip A100
+      watos calibrate runs.csv --chip H100 --source "my cluster" --json
+    """  # noqa: D301
+    prepare()
+    from watos_jax import measured
+    from watos_jax.calibrate import fit
+
+    name = choice("--chip", chip, measured.CHIPS, otherwise="a chip of the table `watos presets systems`")
+    runs, skipped = measured.read(file)
+    chosen = [run for run in runs if run.chip == name and source.lower() in run.source.lower()]
+    with jax.enable_x64(True), progress(f"fitting {name}"):
+        found = fit(chosen)
+    fields = found.efficiency.__dataclass_fields__
+    record = {
+        "chip": name,
+        "rows": found.num_rows,
+        "configurations": found.num_configurations,
+        "skipped": dict(skipped),
+        "mape": found.error,
+        "cross_validated_mape": found.cross_validated_error,
+        "efficiency": {field: float(getattr(found.efficiency, field)) for field in fields},
+        "relative_standard_error": {field: float(getattr(found.relative_error, field)) for field in fields},
+    }
+    return json.dumps(record, indent=2, allow_nan=False) if as_json else _view(one_line(f"{name}: {file}"), record)
+
+
+def _view(title: str, record: dict[str, Any]) -> Table:
+    caption = (
+        f"{record['rows']} rows of {record['configurations']} configurations; mean error {record['mape']:.1%}, "
+        f"on configurations left out {record['cross_validated_mape']:.1%}"
+    )
+    table = Table(title=title, caption=caption)
+    for heading in ("field", "value", "unit", "standard error"):
+        table.add_column(heading, justify="left" if heading in ("field", "unit") else "right")
+    for field, value in record["efficiency"].items():
+        relative = record["relative_standard_error"][field]
+        shown = f"x/÷ {2.718281828**relative:.2f}" if relative < 3 else "not determined"
+        table.add_row(field, f"{value:.3g}", UNITS.get(field, ""), shown)
+    return table

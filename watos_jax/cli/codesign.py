@@ -1,0 +1,51 @@
+"""`watos codesign`: the wafer's area split and the training strategy, together."""
+
+import json
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from watos_jax.cli.options import AsJson, Model, SequenceLength
+from watos_jax.cli.runtime import CompileClock, prepare, progress
+from watos_jax.cli.values import choice, model_of, one_line, whole
+from watos_jax.presets import budgets
+from watos_jax.report.records import design_record
+from watos_jax.report.tables import design_view
+from watos_jax.search import codesign as search
+
+
+def codesign(
+    model: Model = None,
+    budget: Annotated[str, typer.Option(metavar="NAME", help="The wafer to fill; see `watos presets budgets`.")] = (
+        "default"
+    ),
+    global_batch_size: Annotated[str, typer.Option(metavar="N", help="Sequences per optimizer step.")] = "512",
+    sequence_length: SequenceLength = None,
+    as_json: AsJson = False,
+) -> Any:
+    """Design a wafer and its training strategy.
+
+    Looks for the pair that trains the model fastest: die grid, die size, cores, SRAM, memory stacks, die-to-die
+    bandwidth and clock within the budget, with every strategy that tiles the dies. No accelerator is needed. The
+    first run compiles, for about a minute, which is kept for later runs.
+
+    \b
+      watos codesign llama3-70b
+      watos codesign mixtral-8x7b --budget dense-198 --global-batch-size 1024
+      watos codesign path/to/config.json --sequence-length 4096 --json > design.json
+
+    Where no design fits, the exit status is 2, and the message says which limit is exceeded, by how much, and the
+    least change that would do.
+    """  # noqa: D301
+    prepare()
+    batch = whole("--global-batch-size", global_batch_size)
+    chosen = budgets.NAMES[choice("--budget", budget, budgets.NAMES)]
+    transformer = model_of(model, sequence_length)
+    options = replace(search.OPTIONS, global_batch_size=batch)
+    with progress(f"designing a wafer for {model}") as report, CompileClock() as clock:
+        design = search.codesign(transformer, chosen, options=options, progress=report)
+    record = {"model": model, "budget": budget} | design_record(design) | {"compile_time": clock.time}
+    if as_json:
+        return json.dumps(record, indent=2, allow_nan=False)
+    return design_view(one_line(f"{model} on a wafer of the {budget} budget"), record)

@@ -1,0 +1,225 @@
+"""Measured training runs: from the columns of a CSV file to a system, a model, a strategy and what was measured.
+
+Columns: `row_id, source, model, layers, hidden, heads, kv_heads, ffn, vocab, seq, gated_mlp, moe_experts, chip,
+n_chips, chips_per_node, tp, pp, vpp, dp, cp, ep, sp, zero, mbs, gbs, recompute, precision, iter_time_s, mem_per_gpu_gb,
+mem_kind`; others are ignored. A row that the model cannot represent is skipped with a reason, never guessed, but for
+two readings that are stated here: a blank `recompute` is none, a blank `zero` is a plain optimizer.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from watos_jax.hardware import System
+from watos_jax.model import Transformer
+from watos_jax.network.layout import fits
+from watos_jax.presets import chips
+from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy, violation
+from watos_jax.units import GIB, GIGA
+
+CHIPS: Final[dict[str, System]] = {
+    "A100": chips.DGX_A100,
+    "H100": chips.DGX_H100,
+    "B200": chips.DGX_B200,
+    "B300": chips.DGX_B300,
+}
+"""Node of each chip that rows are modelled on, by the first word of the `chip` column."""
+FLASH_SOURCES: Final = ("llm-foundry", "DGX Cloud", "Megatron-Bridge", "NeMo performance", "SimuMax", "InternEvo")
+"""Sources whose software never writes attention scores to memory; the others materialise them."""
+
+
+class Run(NamedTuple):
+    """One measured training run.
+
+    Attributes:
+        row_id: name of the row, or its line number.
+        source: who measured it.
+        chip: key of `CHIPS`.
+        model_name: as printed.
+        system: the cluster.
+        model: the transformer.
+        strategy: the strategy.
+        step_time: s per optimizer step, measured; None where not printed.
+        memory: bytes per device at the peak, measured; None where not printed.
+        configuration: what makes two rows the same configuration, whatever their software version.
+    """
+
+    row_id: str
+    source: str
+    chip: str
+    model_name: str
+    system: System
+    model: Transformer
+    strategy: Strategy
+    step_time: float | None
+    memory: float | None
+    configuration: tuple[str, ...]
+
+
+class Skip(Exception):
+    """Why a row is not used; the message is a short reason that rows share."""
+
+
+def read(path: str | Path) -> tuple[list[Run], Counter[str]]:
+    """Read the runs of a CSV file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The runs that can be modelled, and the number of skipped rows by reason.
+
+    Raises:
+        ValueError: the file cannot be read, or lacks a column.
+    """
+    runs, skipped = [], Counter[str]()
+    for number, row in _rows(path):
+        try:
+            runs.append(run_of(row, str(number)))
+        except Skip as reason:
+            skipped[str(reason)] += 1
+    return runs, skipped
+
+
+def _rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, str]]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = sorted(set(REQUIRED) - set(reader.fieldnames or ()))
+            if missing:
+                raise ValueError(f"{path} lacks the column {missing[0]}: a file of training runs must have it")
+            yield from enumerate(reader, start=2)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a CSV file: {error}") from None
+
+
+REQUIRED: Final = (
+    "source model layers hidden heads ffn vocab seq chip n_chips tp pp dp mbs gbs precision iter_time_s".split()
+)
+"""Columns that a file of training runs must have."""
+
+
+def run_of(row: Mapping[str, str], line: str) -> Run:
+    """One row as a run.
+
+    Args:
+        row: columns as text.
+        line: name of the row where it has none.
+
+    Raises:
+        Skip: the row cannot be represented; the message says why.
+    """
+    chip = _chip(row)
+    _check_precision(row["precision"])
+    model = _model(row)
+    strategy = _strategy(row, model)
+    nodes = -(-_number(row, "n_chips") // 8)
+    node = CHIPS[chip]
+    within = min(_number(row, "n_chips"), 8)
+    tiers = (replace(node.tiers[0], cols=float(within)), replace(node.tiers[-1], cols=float(nodes)))
+    system = replace(node, tiers=tiers)
+    reason = violation(model, strategy) or fits(system, strategy)
+    if reason is not None:
+        raise Skip(f"illegal: {reason.split(' is ')[0]}")
+    time, memory = _optional(row, "iter_time_s"), _optional(row, "mem_per_gpu_gb")
+    gibibytes = "GiB" in row.get("mem_kind", "")
+    names = "source model layers hidden seq n_chips tp pp vpp dp cp ep sp zero mbs gbs recompute".split()
+    return Run(
+        row_id=row.get("row_id") or line,
+        source=row["source"],
+        chip=chip,
+        model_name=row["model"],
+        system=system,
+        model=model,
+        strategy=strategy,
+        step_time=time,
+        memory=None if memory is None else memory * (GIB if gibibytes else GIGA),
+        configuration=tuple(row.get(name, "") for name in names),
+    )
+
+
+def _chip(row: Mapping[str, str]) -> str:
+    words = row["chip"].replace("-", " ").split()
+    if not words or words[0] not in CHIPS:
+        raise Skip(f"chip without a preset: {row['chip'] or 'blank'}")
+    return words[0]
+
+
+def _check_precision(precision: str) -> None:
+    lowered = precision.lower()
+    if any(name in lowered for name in ("fp8", "fp4", "int8")):
+        raise Skip("precision below 16 bits")
+    if not any(name in lowered for name in ("bf16", "fp16", "16-bit")):
+        raise Skip("precision blank")
+
+
+def _model(row: Mapping[str, str]) -> Transformer:
+    if row.get("moe_experts") not in (None, "", "0", "0.0"):
+        raise Skip("mixture of experts: expert width is not a column")
+    heads = _number(row, "heads")
+    hidden = _number(row, "hidden")
+    if hidden % heads:
+        raise Skip("heads do not divide hidden")
+    gated = row.get("gated_mlp", "")
+    materialised = not any(name in row["source"] for name in FLASH_SOURCES)
+    return Transformer(
+        num_layers=_number(row, "layers"),
+        hidden_size=hidden,
+        ffn_hidden_size=_number(row, "ffn"),
+        num_attention_heads=heads,
+        num_kv_heads=_optional(row, "kv_heads") or heads,
+        head_dim=hidden // heads,
+        sequence_length=_number(row, "seq"),
+        vocab_size=_number(row, "vocab"),
+        gated_mlp=1 if gated in ("1", "1.0") else 0,
+        tied_embeddings=0 if gated in ("1", "1.0") else 1,
+        learned_positions=0 if gated in ("1", "1.0") else 1,
+        dropout=1 if materialised else 0,
+    )
+
+
+def _strategy(row: Mapping[str, str], model: Transformer) -> Strategy:
+    zero = row.get("zero", "")
+    sharding = {"": 0, "0": 0, "1": 1, "1 (all DP)": 1, "2": 2}.get(zero)
+    if sharding is None:
+        raise Skip("weights sharded over data-parallel ranks (FSDP, ZeRO-3)")
+    recompute = row.get("recompute", "").split(" ")[0] or "none"
+    if recompute not in ("none", "selective", "full") or "per-op" in row.get("recompute", ""):
+        raise Skip(f"recompute is not one of none, selective, full: {row['recompute']}")
+    flash = any(name in row["source"] for name in FLASH_SOURCES)
+    tensor = _number(row, "tp")
+    return Strategy(
+        tensor_cols=tensor,
+        pipeline_parallel=_number(row, "pp"),
+        data_parallel=_number(row, "dp"),
+        context_parallel=_optional(row, "cp") or 1,
+        sequence_parallel=1 if row.get("sp") == "1" and tensor > 1 else 0,
+        micro_batch_size=_number(row, "mbs"),
+        global_batch_size=_number(row, "gbs"),
+        virtual_stages=_optional(row, "vpp") or 1,
+        recompute=RECOMPUTE_LEVELS.index(recompute),
+        optimizer_sharding=sharding,
+        flash_attention=1 if flash else 0,
+    )
+
+
+def _number(row: Mapping[str, str], column: str) -> float:
+    value = _optional(row, column)
+    if value is None:
+        raise Skip(f"{column} blank")
+    return value
+
+
+def _optional(row: Mapping[str, str], column: str) -> float | None:
+    text = row.get(column) or ""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if value > 0 and value < float("inf") else None
+
+
+Reader = Callable[[Mapping[str, str], str], Run]

@@ -1,0 +1,520 @@
+"""From a number to a design: how the points of a space are counted and decoded, on the host and on the device.
+
+A cell is one wafer, technology, model and die grid: what decides which strategies there are. Its points are counted
+with the strategy fastest, then the axes in their order, the first slowest. A part is a run of hardware points of one
+cell with all their strategies: what is computed, written and repeated as a whole.
+"""
+
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+import jax
+import numpy as np
+
+from watos_jax.hardware import Wafer
+from watos_jax.model import Transformer
+from watos_jax.network.contention import Network
+from watos_jax.network.geometry import Geometry
+from watos_jax.network.layout import fits, layout_of, padded
+from watos_jax.search.space import Options, StrategySpace, strategies
+from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, TENSOR_COLLECTIVES, Layout, Strategy, violation
+from watos_jax.sweeps.metrics import MARGINS, METRICS
+from watos_jax.sweeps.plan import Keep, Space, digest, leaf_names, replaced, sample_count
+
+ANSWER_POINTS: Final = 2**22
+"""Points of a part where only answers are kept."""
+ROW_POINTS: Final = 2**18
+"""Points of a part where rows are kept."""
+CODES: Final = {"schedule": SCHEDULES, "recompute": RECOMPUTE_LEVELS, "tensor_collective": TENSOR_COLLECTIVES}
+"""Fields of a strategy that are codes, with the names that rows carry."""
+ALWAYS: Final = ("tensor_rows", "tensor_cols", "pipeline_parallel", "data_parallel", "micro_batch_size", "recompute")
+"""Fields of a strategy that every row carries; others where they vary."""
+
+
+class Cell(NamedTuple):
+    """One wafer, technology, model and die grid.
+
+    Attributes:
+        wafer: name.
+        technology: name; empty where the wafer has its own.
+        model: name.
+        varied: values of the axes of the model, in their order.
+        die_rows: rows of dies.
+        die_cols: columns of dies.
+        packing: how dies are fitted.
+        template: first row of the table of wafers.
+        model_row: row of the table of models.
+        table: number of the table of strategies.
+        sizes: values of the sample and of each axis of the wafer.
+        hardware: hardware points.
+        strategies: strategies of each.
+        first: number of the first point.
+    """
+
+    wafer: str
+    technology: str
+    model: str
+    varied: tuple[float, ...]
+    die_rows: float
+    die_cols: float
+    packing: str
+    template: int
+    model_row: int
+    table: int
+    sizes: tuple[int, ...]
+    hardware: int
+    strategies: int
+    first: int
+
+
+class Part(NamedTuple):
+    """A run of hardware points of one cell.
+
+    Attributes:
+        number: of the part.
+        cell: number of the cell.
+        first: first hardware point.
+        count: hardware points.
+    """
+
+    number: int
+    cell: int
+    first: int
+    count: int
+
+
+class Point(NamedTuple):
+    """One design of a space; `wj.estimate(*point[:3], layout=point.layout)` repeats it alone."""
+
+    wafer: Wafer
+    model: Transformer
+    strategy: Strategy
+    layout: Layout
+
+
+class Column(NamedTuple):
+    """One column of rows.
+
+    Attributes:
+        name: of the column.
+        unit: SI unit; "1" for a count or ratio; empty for a name.
+        values: what codes stand for, where the column is stored as codes.
+    """
+
+    name: str
+    unit: str
+    values: np.ndarray | None = None
+
+
+Rows = dict[str, np.ndarray]
+"""Columns of equal length; a column with `Column.values` holds codes until it is expanded."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A space with its cells, tables and parts, ready to run.
+
+    Attributes:
+        space: what is covered.
+        keep: what is answered.
+        cells: in order of their points.
+        wafers: quantities of every wafer in the order of its leaves, shape (wafers, leaves).
+        models: models, leaves of shape (models,).
+        tables: strategies of each table.
+        pruned: candidate strategies left out, by reason.
+    """
+
+    space: Space
+    keep: Keep
+    cells: tuple[Cell, ...]
+    wafers: np.ndarray
+    models: Transformer
+    tables: tuple[StrategySpace, ...]
+    pruned: dict[str, int]
+
+    def __len__(self) -> int:
+        last = self.cells[-1]
+        return last.first + last.hardware * last.strategies
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Space, kept answers and version as plain data."""
+        return self.space.description(self.keep)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the description."""
+        return digest(self.description)
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of random points; None where all are taken in their order."""
+        return None if self.space.samples is None else int(self.space.seed)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Axes of the wafer that do not change the die grid."""
+        return tuple(n for n in self.space.axes if n not in ("die_rows", "die_cols") and not n.startswith("model."))
+
+    @property
+    def model_axes(self) -> tuple[str, ...]:
+        """Axes of the model."""
+        return tuple(name for name in self.space.axes if name.startswith("model."))
+
+    @property
+    def part_points(self) -> int:
+        """Aimed points of a part."""
+        return ANSWER_POINTS if self.keep.rows == "none" else ROW_POINTS
+
+    def _per_part(self, cell: Cell) -> int:
+        return max(1, min(cell.hardware, self.part_points // cell.strategies))
+
+    @cached_property
+    def _first_parts(self) -> list[int]:
+        firsts = [0]
+        for cell in self.cells:
+            firsts.append(firsts[-1] + -(-cell.hardware // self._per_part(cell)))
+        return firsts
+
+    @property
+    def num_parts(self) -> int:
+        """Parts of the whole space."""
+        return self._first_parts[-1]
+
+    def part(self, number: int) -> Part:
+        """One part by its number."""
+        index = bisect_right(self._first_parts, number) - 1
+        cell = self.cells[index]
+        size = self._per_part(cell)
+        first = (number - self._first_parts[index]) * size
+        return Part(number, index, first, min(size, cell.hardware - first))
+
+    def most_tiles(self, shape: tuple[int, int], packing: str) -> int:
+        """Most tiles of any part of the cells that share a packing and a shape of tile."""
+        return max(
+            -(-self._per_part(cell) // shape[0]) * -(-cell.strategies // shape[1])
+            for cell in self.cells
+            if cell.packing == packing
+        )
+
+    def base(self, cell: Cell, first: int) -> np.ndarray:
+        """Digits of a hardware point, or its two 32-bit halves where points are random."""
+        if self.space.samples is not None:
+            return np.array([first & 0xFFFFFFFF, first >> 32], np.uint32)
+        digits = []
+        for size in reversed(cell.sizes):
+            first, digit = divmod(first, size)
+            digits.append(digit)
+        return np.array(digits[::-1], np.int32)
+
+    def point(self, index: int) -> Point:
+        """The design with one number.
+
+        Raises:
+            ValueError: the number is outside the space.
+        """
+        if not 0 <= index < len(self):
+            raise ValueError(f"index is {index}: it must be from 0 to {len(self) - 1}")
+        cell = self.cells[bisect_right([cell.first for cell in self.cells], index) - 1]
+        hardware, number = divmod(index - cell.first, cell.strategies)
+        digits = [int(d) for d in decode(np, self.base(cell, hardware), np.zeros((), np.int32), cell.sizes, self.seed)]
+        leaves = self.wafers[cell.template + digits[0]].copy()
+        for position, digit, name in zip(self.positions, digits[1:], self.axes, strict=True):
+            leaves[position] = self.space.axes[name][digit]
+        structure = jax.tree.structure(replace(next(iter(self.space.wafers.values())), packing=cell.packing))
+        wafer = jax.tree.unflatten(structure, [float(leaf) for leaf in leaves])
+        model = jax.tree.map(lambda leaf: float(leaf[cell.model_row]), self.models)
+        table = self.tables[cell.table]
+        return Point(wafer, model, table.strategy(number), table.layout(number))
+
+    @cached_property
+    def positions(self) -> tuple[int, ...]:
+        """Place of each axis among the leaves of a wafer."""
+        names = leaf_names(next(iter(self.space.wafers.values())))
+        return tuple(names.index(name) for name in self.axes)
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """Columns of the rows, in order."""
+        text = {
+            "wafer": list(self.space.wafers),
+            "technology": sorted({cell.technology for cell in self.cells}),
+            "model": list(self.space.models),
+        }
+        found = [Column("index", "1")]
+        found += [Column(name, "", np.array(values, dtype=object)) for name, values in text.items()]
+        found += [Column("die_rows", "1"), Column("die_cols", "1")]
+        if any(cell.sizes[0] > 1 for cell in self.cells):
+            found.append(Column("sample", "1"))
+        found += [Column(name, unit_of(name)) for name in self.model_axes]
+        found += [Column(name, unit_of(name), self.space.axes[name]) for name in self.axes]
+        for name in self.strategy_fields:
+            found.append(Column(name, "", np.array(CODES[name], dtype=object)) if name in CODES else Column(name, "1"))
+        for name in self.keep.metrics:
+            names = np.array((*MARGINS, "other"), dtype=object) if METRICS[name].is_code else None
+            found.append(Column(name, "" if METRICS[name].is_code else METRICS[name].unit, names))
+        return tuple(found)
+
+    @cached_property
+    def strategy_fields(self) -> tuple[str, ...]:
+        """Fields of the strategy that rows carry."""
+
+        def varies(name: str) -> bool:
+            ends = [(np.min(v), np.max(v)) for v in (getattr(table.strategies, name) for table in self.tables)]
+            return min(low for low, _ in ends) != max(high for _, high in ends)
+
+        return tuple(name for name in Strategy.__dataclass_fields__ if name in ALWAYS or varies(name))
+
+    @cached_property
+    def _fields(self) -> list[dict[str, np.ndarray]]:
+        return [
+            {name: np.asarray(getattr(table.strategies, name)).astype(np.int32) for name in self.strategy_fields}
+            for table in self.tables
+        ]
+
+    def rows(self, part: Part, hardware: np.ndarray, strategy: np.ndarray, metrics: Rows) -> Rows:
+        """Columns of points of a part, codes where a column has values.
+
+        Args:
+            part: the part.
+            hardware: hardware point of each, counted from the part's first, int32.
+            strategy: number of the strategy of each, int32.
+            metrics: values by name.
+        """
+        cell = self.cells[part.cell]
+        count = len(hardware)
+        index = (cell.first + part.first * cell.strategies) + hardware.astype(np.int64) * cell.strategies + strategy
+        every, where = np.unique(hardware, return_inverse=True)
+        digits = decode(np, self.base(cell, part.first), every.astype(np.int32), cell.sizes, self.seed)
+        names = {column.name: column.values for column in self.columns}
+        found: Rows = {"index": index}
+        for name in ("wafer", "technology", "model"):
+            code = list(names[name]).index(getattr(cell, name))  # type: ignore[arg-type]
+            found[name] = np.full(count, code, np.int32)
+        found["die_rows"] = np.full(count, cell.die_rows, np.int32)
+        found["die_cols"] = np.full(count, cell.die_cols, np.int32)
+        if "sample" in names:
+            found["sample"] = digits[0].astype(np.int32)[where]
+        for name, value in zip(self.model_axes, cell.varied, strict=True):
+            found[name] = np.full(count, value)
+        for name, digit in zip(self.axes, digits[1:], strict=True):
+            found[name] = digit.astype(np.int32)[where]
+        for name, values in self._fields[cell.table].items():
+            found[name] = values[strategy]
+        for name in self.keep.metrics:
+            values = metrics[name]
+            found[name] = values.astype(np.int32) if METRICS[name].is_code else values
+        return found
+
+
+def expanded(columns: tuple[Column, ...], rows: Rows) -> Rows:
+    """Rows with codes replaced by what they stand for."""
+    known = {column.name: column.values for column in columns}
+    found: Rows = {}
+    for name, values in rows.items():
+        stands = known.get(name)
+        found[name] = values if stands is None else stands[values]
+    return found
+
+
+def decode(xp: ModuleType, base: Any, offset: Any, sizes: tuple[int, ...], seed: int | None = None) -> list[Any]:
+    """Digits of hardware points, slowest first, by adding an offset to the digits of the first; no large integer.
+
+    Random points hash their number, so that point i is the same in every process.
+
+    Args:
+        xp: numpy or jax.numpy; both give the same digits.
+        base: digits of the first point, int32; or halves of its number, uint32, where points are random.
+        offset: points after the first, int32, below 2**30.
+        sizes: number of values of each digit.
+        seed: of random points; all points in their order where None.
+    """
+    if seed is not None:
+        low = base[0] + offset.astype(xp.uint32)
+        high = base[1] + (low < base[0]).astype(xp.uint32)
+        seed = _hash(xp, xp.asarray(seed, xp.uint32) + xp.zeros_like(low), 0)
+        key = _hash(xp, low ^ _hash(xp, high ^ seed, 1), 2)
+        return [
+            (_hash(xp, key, 3 + number) % xp.asarray(size, xp.uint32)).astype(xp.int32)
+            for number, size in enumerate(sizes)
+        ]
+    digits, carry = [], offset
+    for number in reversed(range(len(sizes))):
+        total = base[number] + carry
+        carry = total // sizes[number]
+        digits.append(total - carry * sizes[number])
+    return digits[::-1]
+
+
+def _hash(xp: ModuleType, value: Any, salt: int) -> Any:
+    # the finaliser of MurmurHash3 on 32 bits, salted
+    constant = [xp.asarray(c & 0xFFFFFFFF, xp.uint32) for c in (0x9E3779B9 * (salt + 1), 0x85EBCA6B, 0xC2B2AE35)]
+    with np.errstate(over="ignore"):
+        value = value + constant[0]
+        value = (value ^ (value >> xp.asarray(16, xp.uint32))) * constant[1]
+        value = (value ^ (value >> xp.asarray(13, xp.uint32))) * constant[2]
+        return value ^ (value >> xp.asarray(16, xp.uint32))
+
+
+def unit_of(name: str) -> str:
+    """SI unit of a quantity of a record, from the words that its name ends in."""
+    leaf = name.rsplit(".", 1)[-1]
+    if name.startswith("model."):
+        return "1"
+    units = {
+        "clock": "Hz", "bandwidth": "B/s", "latency": "s", "_time": "s", "_bytes": "B", "per_clock": "B",
+        "_length": "m", "_depth": "m", "width": "m", "height": "m", "gap": "m", "_area": "m2", "shoreline_density": "B/s/m",
+        "power_density": "W/m2", "power_density_limit": "W/m2", "power_limit": "W",
+    }  # fmt: skip
+    if name in ("d2d.energy", "technology.sram_energy", "technology.dram_energy"):
+        return "J/B"
+    if leaf == "flop_energy":
+        return "J"
+    if name == "d2d.phy_area":
+        return "m2 s/B"
+    if leaf == "sram_area":
+        return "m2/B"
+    return next((unit for end, unit in units.items() if leaf.endswith(end)), "1")
+
+
+def build(space: Space, keep: Keep = Keep()) -> Plan:
+    """List the cells of a space and the strategies of each.
+
+    Raises:
+        ValueError: a name in `keep.per` makes no group, or no strategy is legal anywhere.
+    """
+    model_axes = [name for name in space.axes if name.startswith("model.")]
+    for name in keep.per:
+        if name not in ("wafer", "technology", "model", "die_rows", "die_cols", *model_axes):
+            raise ValueError(
+                f"keep.per is {name!r}: it must be one of wafer, technology, model, die_rows, die_cols or an axis of "
+                "the model"
+            )
+    builder = _Builder(space)
+    for wafer, technology in product(space.wafers, space.technologies or ("",)):
+        builder.add(wafer, technology, model_axes)
+    if not builder.cells:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in builder.pruned.most_common())
+        raise ValueError(f"no strategy is legal on any die grid of the space: {reasons}")
+    return builder.plan(keep)
+
+
+class _Builder:
+    # cells in order, with the tables that they refer to
+
+    def __init__(self, space: Space):
+        self.space = space
+        self.cells: list[Cell] = []
+        self.wafers: list[np.ndarray] = []
+        self.models: dict[tuple[str, tuple[float, ...]], tuple[int, Transformer]] = {}
+        self.tables: dict[tuple[float, float, int], int] = {}
+        self.found: list[list[tuple[Strategy, Geometry]] | StrategySpace] = []
+        self.grids: list[Wafer] = []
+        self.pruned: Counter[str] = Counter()
+        self.num_wafers = 0
+        self.num_points = 0
+        axes = space.axes
+        for name in space.models:
+            model_axes = [axis for axis in axes if axis.startswith("model.")]
+            for varied in product(*(axes[axis] for axis in model_axes)):
+                model = space.models[name]
+                for axis, value in zip(model_axes, varied, strict=True):
+                    model = replaced(model, axis.removeprefix("model."), float(value))
+                self.models[name, tuple(map(float, varied))] = (len(self.models), model)
+
+    def add(self, wafer: str, technology: str, model_axes: list[str]) -> None:
+        record, axes = self.space.wafers[wafer], self.space.axes
+        if technology:
+            record = replace(record, technology=self.space.technologies[technology])
+        samples = sample_count(wafer, record)
+        names = leaf_names(record)
+        leaves = [np.broadcast_to(np.asarray(leaf, np.float64), samples) for leaf in jax.tree.leaves(record)]
+        knobs = [name for name in axes if name not in ("die_rows", "die_cols") and name not in model_axes]
+        sizes = (samples, *(len(axes[name]) for name in knobs))
+        hardware = int(np.prod(sizes, dtype=object)) if self.space.samples is None else self.space.samples
+        own = (np.ravel(record.die_rows)[:1], np.ravel(record.die_cols)[:1])
+        for rows, cols in product(axes.get("die_rows", own[0]), axes.get("die_cols", own[1])):
+            block = np.stack(leaves, axis=1)
+            block[:, names.index("die_rows")], block[:, names.index("die_cols")] = rows, cols
+            self.wafers.append(block)
+            for (model, varied), (model_row, _) in self.models.items():
+                table = self._table(record, float(rows), float(cols), model, varied)
+                if table is None:
+                    continue
+                count = len(self.found[table])
+                self.cells.append(
+                    Cell(
+                        wafer, technology, model, varied, float(rows), float(cols), record.packing,
+                        self.num_wafers, model_row, table, sizes, hardware, count, self.num_points,
+                    )
+                )  # fmt: skip
+                self.num_points += hardware * count
+            self.num_wafers += samples
+
+    def _table(self, wafer: Wafer, rows: float, cols: float, name: str, varied: tuple[float, ...]) -> int | None:
+        number, model = self.models[name, varied]
+        key = (rows, cols, number)
+        if key not in self.tables:
+            grid = jax.tree.map(lambda leaf: float(np.ravel(leaf)[0]), replace(wafer, die_rows=rows, die_cols=cols))
+            found = self._enumerate(grid, model)
+            self.tables[key] = -1 if found is None else len(self.found)
+            if found is not None:
+                self.found.append(found)
+                self.grids.append(grid)
+        return None if self.tables[key] < 0 else self.tables[key]
+
+    def _enumerate(self, grid: Wafer, model: Transformer) -> StrategySpace | list[tuple[Strategy, Geometry]] | None:
+        if isinstance(self.space.strategies, Options):
+            try:
+                space = strategies(grid, model, self.space.strategies)
+            except ValueError as error:
+                self.pruned[str(error)] += 1
+                return None
+            self.pruned.update(space.pruned)
+            return space
+        legal = []
+        for strategy in self.space.strategies:
+            reason = violation(model, strategy) or fits(grid, strategy)
+            if reason is not None:
+                self.pruned[reason] += 1
+            else:
+                legal.append((strategy, Geometry.of(strategy)))
+        return legal or None
+
+    def plan(self, keep: Keep) -> Plan:
+        # one padded number of stages, so that one compilation serves every table
+        stages = max(
+            found.layouts.max_stages if isinstance(found, StrategySpace) else padded(max(g.pipeline for _, g in found))
+            for found in self.found
+        )
+        tables = []
+        for grid, found in zip(self.grids, self.found, strict=True):
+            if not isinstance(found, StrategySpace):
+                rows = [layout_of(Network.of(grid), geometry, max_stages=stages) for _, geometry in found]
+                stacked = jax.tree.map(lambda *leaves: np.array(leaves, np.float64), *(s for s, _ in found))
+                found = StrategySpace(
+                    stacked, jax.tree.map(lambda *leaves: np.stack(leaves), *rows), np.arange(len(found))
+                )
+            tables.append(replace(found, layouts=jax.tree.map(lambda leaf: _padded(leaf, stages), found.layouts)))
+        models = jax.tree.map(lambda *leaves: np.array(leaves, np.float64), *(m for _, m in self.models.values()))
+        return Plan(
+            self.space,
+            keep,
+            tuple(self.cells),
+            np.concatenate(self.wafers),
+            models,
+            tuple(tables),
+            dict(self.pruned),
+        )
+
+
+def _padded(leaf: np.ndarray, stages: int) -> np.ndarray:
+    # only the leaves by stage have three axes
+    if leaf.ndim < 3 or leaf.shape[1] == stages:
+        return leaf
+    return np.pad(leaf, ((0, 0), (0, stages - leaf.shape[1]), (0, 0)))

@@ -1,0 +1,407 @@
+"""The device side of a sweep: parts of a plan, tile by tile, on every local device.
+
+A tile is some hardware points times some strategies. Where a hardware point has many strategies a tile has one of
+them, so that all arithmetic on hardware alone is scalar. Tiles of one shape share one compilation; wafers of another
+packing, or cells with few strategies beside cells with many, add one each. Equal runs on equal devices are equal bit for
+bit; another number of devices is another program, which may round the last digit of a few points another way.
+"""
+
+import contextlib
+import math
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array
+
+from watos_jax.estimate import estimate
+from watos_jax.strategy import Layout, Strategy
+from watos_jax.sweeps import reduce
+from watos_jax.sweeps.metrics import METRICS
+from watos_jax.sweeps.plan import Keep
+from watos_jax.sweeps.points import Cell, Part, Plan, Rows, decode
+
+CHUNKS: Final = {"cpu": 512, "gpu": 32768, "tpu": 32768}
+"""Points of a tile before tuning: on a CPU the temporaries of a tile fit a core's second-level cache."""
+LEAST_CHUNK: Final = 8
+"""Points below which a tile is not halved when memory runs out."""
+FRONT: Final = 256
+"""Places of the Pareto front on a device; doubled when they run out."""
+MOST_FRONT: Final = 2**15
+"""Places above which a front is given up."""
+AHEAD: Final = 2
+"""Parts that devices work on while an earlier one is written."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a compilation depends on besides the plan.
+
+    Attributes:
+        chunk: points of a tile.
+        front: places of the Pareto front.
+    """
+
+    chunk: int
+    front: int = FRONT
+
+
+class Outcome(NamedTuple):
+    """What is known of one part.
+
+    Attributes:
+        part: the part.
+        evaluated: its points.
+        feasible: points without a negative margin.
+        histogram: feasible points per bin, int64; of length 0 where none is asked.
+        best: rows of the best points, best first.
+        front: rows of the Pareto front, in the order of their numbers.
+        rows: the rows kept besides, in the order of their numbers; None where none is.
+    """
+
+    part: Part
+    evaluated: int
+    feasible: int
+    histogram: np.ndarray
+    best: Rows
+    front: Rows
+    rows: Rows | None
+
+
+def outcomes(
+    plan: Plan,
+    numbers: Iterable[int],
+    *,
+    chunk: int | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Iterator[Outcome]:
+    """Work through some parts of a plan, in their order, on every local device.
+
+    Args:
+        plan: the sweep.
+        numbers: of the parts.
+        chunk: points of a tile; that of the device's kind where None.
+        notice: called with a sentence when a tile or a front had to change its size; a warning where None.
+    """
+    say = notice or (lambda text: warnings.warn(text, RuntimeWarning, stacklevel=2))
+    runner = _Runner(plan, Shape(chunk or CHUNKS.get(jax.default_backend(), 512)), say)
+    waiting: deque[tuple[Part, Any, Shape]] = deque()
+    for number in numbers:
+        part = plan.part(number)
+        waiting.append((part, runner.launch(part), runner.shape))
+        if len(waiting) >= AHEAD:
+            yield runner.collect(*waiting.popleft())
+    while waiting:
+        yield runner.collect(*waiting.popleft())
+
+
+def tune(plan: Plan, *, seconds: float = 0.5) -> int:
+    """Chunk that is fastest here among that of the device's kind and its neighbours, each a compilation.
+
+    Args:
+        plan: the sweep; its first part is the work.
+        seconds: s that each choice is timed for.
+    """
+    default = CHUNKS.get(jax.default_backend(), 512)
+    rates = {}
+    for chunk in (default // 2, default, 2 * default, 4 * default):
+        runner = _Runner(plan, Shape(chunk), lambda text: None)
+        part = plan.part(0)
+        cell = plan.cells[part.cell]
+        hardware = max(1, min(part.count, 32 * chunk // cell.strategies))
+        small, spent, points = part._replace(count=hardware), 0.0, 0
+        runner.collect(small, runner.launch(small), runner.shape)
+        while spent < seconds:
+            began = time.perf_counter()
+            jax.block_until_ready(runner.launch(small))
+            spent += time.perf_counter() - began
+            points += hardware * cell.strategies
+        rates[chunk] = points / spent
+    return max(rates, key=lambda chunk: rates[chunk])
+
+
+def tile_shape(plan: Plan, cell: Cell, chunk: int) -> tuple[int, int]:
+    """Hardware points and strategies of a tile: one hardware point where it has at least half a chunk of strategies.
+
+    Args:
+        plan: the sweep; cells that have many strategies share a shape, and so do cells that have few.
+        cell: whose tiles.
+        chunk: points of a tile.
+    """
+    counts = [other.strategies for other in plan.cells]
+    if cell.strategies > chunk // 2:
+        many = [count for count in counts if count > chunk // 2]
+        blocks = [-(-count // chunk) for count in many]
+        balanced = {min(chunk, 8 * -(-count // (8 * number))) for count, number in zip(many, blocks, strict=True)}
+        return 1, min(balanced | {chunk}, key=lambda size: (sum(-(-count // size) * size for count in many), -size))
+    few = max(count for count in counts if count <= chunk // 2)
+    most = max(c.hardware for c in plan.cells if c.strategies <= chunk // 2)
+    return max(1, min(chunk // few, most)), few
+
+
+class _Kernel(NamedTuple):
+    # everything static: one compilation each
+    keep: Keep
+    hardware: int
+    strategies: int
+    tiles: int
+    devices: int
+    front: int
+    structure: Any
+    positions: tuple[int, ...]
+    sizes: tuple[int, ...]
+    seed: int | None
+
+
+class _Job(NamedTuple):
+    # one part, the same for every device
+    base: Any
+    count: Any
+    num_strategies: Any
+    first_strategy: Any
+    first_layout: Any
+    template: Any
+    model: Any
+
+
+class _Runner:
+    # tables on the devices, the present shape of a tile, and what is done when it does not fit
+
+    def __init__(self, plan: Plan, shape: Shape, say: Callable[[str], None]):
+        self.plan, self.shape, self.say = plan, shape, say
+        self.devices = len(jax.local_devices())
+        self.dtype = np.dtype(np.float32 if plan.space.precision == 32 else np.float64)
+        self.first_strategies = np.cumsum([0] + [len(table) for table in plan.tables])
+        self.first_layouts = np.cumsum([0] + [len(table.layouts.pipeline_volume) for table in plan.tables])
+        self._load()
+
+    def _load(self) -> None:
+        # rows after the last are there for the last tile, which may read past it
+        plan = self.plan
+        spare = max(tile_shape(plan, cell, self.shape.chunk)[1] for cell in plan.cells)
+        stacked = jax.tree.map(
+            lambda *leaves: np.concatenate([*leaves, np.repeat(leaves[-1][-1:], spare, axis=0)]),
+            *(table.strategies for table in plan.tables),
+        )
+        layouts = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(table.layouts for table in plan.tables))
+        geometry = np.concatenate([table.geometry for table in plan.tables] + [np.zeros(spare, int)]).astype(np.int32)
+        tables = (
+            plan.wafers,
+            plan.models,
+            stacked,
+            layouts,
+            tuple(plan.space.axes[name] for name in plan.axes),
+        )
+        with self._precision():
+            numbers = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), self.dtype), tables)
+            self.shared = (*numbers, jnp.asarray(geometry))
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        # whatever the process is set to
+        return jax.enable_x64(self.plan.space.precision == 64)
+
+    def _kernel(self, cell: Cell) -> _Kernel:
+        plan = self.plan
+        shape = tile_shape(plan, cell, self.shape.chunk)
+        template = next(iter(plan.space.wafers.values()))
+        structure = jax.tree.structure(replace(template, packing=cell.packing))
+        return _Kernel(
+            plan.keep,
+            *shape,
+            -(-self._most_tiles(shape, cell) // self.devices),
+            self.devices,
+            self.shape.front,
+            structure,
+            plan.positions,
+            cell.sizes,
+            plan.seed,
+        )
+
+    def _most_tiles(self, shape: tuple[int, int], cell: Cell) -> int:
+        return self.plan.most_tiles(shape, cell.packing) if self.plan.keep.rows != "none" else 1
+
+    def launch(self, part: Part) -> Any:
+        """Start a part; halve the tile for as long as memory runs out."""
+        cell = self.plan.cells[part.cell]
+        while True:
+            try:
+                return self._call(part, cell)
+            except Exception as error:
+                self._halve(error)
+
+    def _halve(self, error: Exception) -> None:
+        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+            raise error
+        if self.shape.chunk // 2 < LEAST_CHUNK:
+            raise MemoryError(f"a tile of {self.shape.chunk} points does not fit the device's memory") from error
+        self.say(
+            f"out of memory with tiles of {self.shape.chunk} points: going on with {self.shape.chunk // 2}; "
+            "later points may differ in their last digit"
+        )
+        self.shape = replace(self.shape, chunk=self.shape.chunk // 2)
+        self._load()
+
+    def _call(self, part: Part, cell: Cell) -> Any:
+        kernel = self._kernel(cell)
+        tiles = -(-part.count // kernel.hardware) * -(-cell.strategies // kernel.strategies)
+        share = -(-tiles // self.devices)
+        first = np.minimum(np.arange(self.devices) * share, tiles).astype(np.int32)
+        stop = np.minimum(first + share, tiles).astype(np.int32)
+        job = _Job(
+            self.plan.base(cell, part.first),
+            np.int32(part.count),
+            np.int32(cell.strategies),
+            np.int32(self.first_strategies[cell.table]),
+            np.int32(self.first_layouts[cell.table]),
+            np.int32(cell.template),
+            np.int32(cell.model_row),
+        )
+        with self._precision():
+            return _evaluate_part(kernel, self.shared, job, first, stop)
+
+    def collect(self, part: Part, launched: Any, shape: Shape) -> Outcome:
+        """Wait for a part, and repeat it where memory or the front's places ran out meanwhile."""
+        while True:
+            try:
+                state = jax.tree.map(np.asarray, launched)
+                if not state.overflow.any():
+                    return self._outcome(part, state, shape)
+                if shape.front >= MOST_FRONT:
+                    raise ValueError(
+                        f"keep.pareto is {', '.join(self.plan.keep.pareto)}: its front has more than {MOST_FRONT} "
+                        f"points in part {part.number}; it must name fewer metrics"
+                    )
+                self.shape = replace(self.shape, front=max(self.shape.front, 2 * shape.front))
+                self.say(f"the Pareto front outgrew {shape.front} points: going on with {self.shape.front}")
+            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                self._halve(error)
+            launched = self.launch(part)
+            shape = self.shape
+
+    def _outcome(self, part: Part, state: reduce.State, shape: Shape) -> Outcome:
+        cell, keep = self.plan.cells[part.cell], self.plan.keep
+        best, front = (self._kept(part, kept) for kept in (state.best, state.front))
+        goal = np.concatenate([_goals(keep.by, best), np.zeros(0)])
+        best = _taken(best, reduce.best_rows(best, goal, keep.top, np.zeros(len(goal), int)))
+        if keep.pareto:
+            goals = np.stack([_goals(name, front) for name in keep.pareto], axis=1)
+            chosen = reduce.front_rows(front, goals, np.zeros(len(goals), int))
+            front = _taken(front, chosen[np.argsort(front["index"][chosen])])
+        return Outcome(
+            part,
+            part.count * cell.strategies,
+            int(state.feasible.sum()),
+            state.histogram.astype(np.int64).sum(axis=0),
+            best,
+            front,
+            None if keep.rows == "none" else self._rows(part, state, shape),
+        )
+
+    def _kept(self, part: Part, kept: reduce.Kept) -> Rows:
+        there = kept.strategy >= 0
+        metrics = {name: values[there] for name, values in kept.metrics.items()}
+        return self.plan.rows(part, kept.hardware[there], kept.strategy[there], metrics)
+
+    def _rows(self, part: Part, state: reduce.State, shape: Shape) -> Rows:
+        # tiles lie one after another: bring points into the order of their numbers, without the padding
+        cell = self.plan.cells[part.cell]
+        hardware, strategies = tile_shape(self.plan, cell, shape.chunk)
+        across, along = -(-part.count // hardware), -(-cell.strategies // strategies)
+        share = -(-across * along // self.devices)
+
+        def ordered(values: np.ndarray) -> np.ndarray:
+            tiles = values[:, :share].reshape(-1, hardware * strategies)[: across * along]
+            tiles = tiles.reshape(across, along, hardware, strategies).swapaxes(1, 2)
+            tiles = tiles.reshape(across * hardware, along * strategies)
+            return tiles[: part.count, : cell.strategies].reshape(-1)
+
+        metrics = {name: ordered(values) for name, values in state.rows.items()}
+        number = np.arange(part.count * cell.strategies, dtype=np.int32)
+        if self.plan.keep.rows == "feasible":
+            number = number[metrics["margin"] >= 0.0]
+            metrics = {name: values[number] for name, values in metrics.items()}
+        return self.plan.rows(part, number // cell.strategies, number % cell.strategies, metrics)
+
+
+def _goals(name: str, rows: Rows) -> np.ndarray:
+    return rows[name].astype(np.float64) * (-1.0 if METRICS[name].larger_is_better else 1.0)
+
+
+def _taken(rows: Rows, where: np.ndarray) -> Rows:
+    return {name: values[where] for name, values in rows.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate_part(kernel: _Kernel, shared: Any, job: _Job, first: Array, stop: Array) -> reduce.State:
+    """Work through the tiles `first` to `stop` of each device; every leaf of the result has an axis of devices."""
+    across_devices = PartitionSpec("device")
+    mesh = Mesh(np.array(jax.local_devices()[: kernel.devices]), ("device",))
+
+    def on_device(shared: Any, job: _Job, first: Array, stop: Array) -> reduce.State:
+        wafers = shared[0]
+        points = kernel.hardware * kernel.strategies
+        state = reduce.start(kernel.keep, kernel.front, kernel.tiles, points, wafers.dtype)
+
+        def step(number: Array, state: reduce.State) -> reduce.State:
+            return reduce.update(kernel.keep, state, _tile(kernel, shared, job, number), number - first[0])
+
+        done = jax.lax.fori_loop(first[0], stop[0], step, state)
+        return jax.tree.map(lambda leaf: leaf[None], done)
+
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(), across_devices, across_devices),
+        out_specs=across_devices,
+        check_vma=False,
+    )(shared, job, first, stop)
+
+
+def _tile(kernel: _Kernel, shared: Any, job: _Job, number: Array) -> reduce.Tile:
+    wafers, models, strategies, layouts, values, geometry = shared
+    along = -(-job.num_strategies // kernel.strategies)
+    hardware = number // along * kernel.hardware + jnp.arange(kernel.hardware, dtype=jnp.int32)
+    block = number % along * kernel.strategies
+    strategy = block + jnp.arange(kernel.strategies, dtype=jnp.int32)
+    model = jax.tree.map(lambda leaf: leaf[job.model], models)
+
+    def slab(leaf: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(leaf, job.first_strategy + block, kernel.strategies)
+
+    chosen, places = jax.tree.map(slab, strategies), job.first_layout + slab(geometry)
+    laid = jax.tree.map(lambda leaf: leaf[places], layouts)
+
+    def design(offset: Array) -> Any:
+        digits = decode(jnp, job.base, offset, kernel.sizes, kernel.seed)
+        row = wafers[job.template + digits[0]]
+        leaves = [row[position] for position in range(row.shape[0])]
+        for position, digit, axis in zip(kernel.positions, digits[1:], values, strict=True):
+            leaves[position] = axis[digit]
+        return jax.tree.unflatten(kernel.structure, leaves)
+
+    def measured(wafer: Any, strategy: Strategy, layout: Layout) -> dict[str, Array]:
+        result = estimate(wafer, model, strategy, layout=layout)
+        return {name: jnp.asarray(METRICS[name].of(wafer, result)) for name in kernel.keep.metrics}
+
+    def one_hardware(offset: Array) -> dict[str, Array]:
+        wafer = design(offset)
+        if kernel.strategies == 1:
+            alone = jax.tree.map(lambda leaf: leaf[0], (chosen, laid))
+            return jax.tree.map(lambda leaf: leaf[None], measured(wafer, *alone))
+        return jax.vmap(partial(measured, wafer))(chosen, laid)
+
+    if kernel.hardware == 1:
+        metrics = one_hardware(hardware[0])
+    else:
+        metrics = jax.tree.map(jnp.ravel, jax.vmap(one_hardware)(hardware))
+    hardware, strategy = jnp.repeat(hardware, kernel.strategies), jnp.tile(strategy, kernel.hardware)
+    valid = (hardware < job.count) & (strategy < job.num_strategies)
+    return reduce.Tile(metrics, hardware, strategy, valid, valid & (metrics["margin"] >= 0.0))
