@@ -14,7 +14,7 @@ import jax.monitoring
 import pytest
 
 import watos_jax as wj
-from watos_jax.cli import main
+from watos_jax.cli import entry, main
 from watos_jax.cli.documentation import meanings
 from watos_jax.cli.options import spelled
 from watos_jax.cli.presets import KINDS
@@ -308,7 +308,7 @@ def test_meanings_are_those_of_the_docstring():
 # help
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [command.__name__ for command in entry.COMMANDS])
 def test_help_teaches(watos, command):
     status, out, err = watos(command, "--help")
     assert (status, err) == (0, "")

@@ -155,9 +155,7 @@ def test_dram_pays_for_the_whole_loss():
 
 def optimizer_joules(model, **changes):
     """DRAM energy of everything that does not grow with the number of micro-batches, per pJ/byte."""
-    few, many = (
-        energy(Strategy(global_batch_size=b, **changes), model, dram_energy=1e-12) / 1e-12 for b in (4, 8)
-    )
+    few, many = (energy(Strategy(global_batch_size=b, **changes), model, dram_energy=1e-12) / 1e-12 for b in (4, 8))
     return 2 * few - many
 
 
@@ -215,7 +213,9 @@ def test_gradient_links_pay_for_every_byte_and_hop_where_not_sharded():
     assert energy(strategy, link_energy=1e-12) == pytest.approx(expected, rel=EXACT)
 
 
-@pytest.mark.xfail(reason="gradients of experts are priced over all peers, not over those that repeat them", strict=True)
+@pytest.mark.xfail(
+    reason="gradients of experts are priced over all peers, not over those that repeat them", strict=True
+)
 def test_experts_on_all_peers_are_not_reduced():
     strategy = Strategy(data_parallel=2, expert_parallel=2, global_batch_size=2)
     experts = 4 * 4 * 3 * 256 * 128

@@ -3,6 +3,7 @@
 import inspect
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -60,16 +61,12 @@ def system(*, clock=1e30, bandwidth=1e30, link=1e30, latency=0.0, cols=4, effici
     die = Die(
         core_rows=4,
         core_cols=4,
-        core=Core(
-            num_macs=256, clock=clock, sram_bytes=2**40, sram_bytes_per_clock=64, noc_bytes_per_clock=1e6
-        ),
+        core=Core(num_macs=256, clock=clock, sram_bytes=2**40, sram_bytes_per_clock=64, noc_bytes_per_clock=1e6),
         memory=Memory(num_stacks=1, stack_bytes=1e15, stack_bandwidth=bandwidth, sustained_fraction=1.0),
     )
     if tiers is None:
         tiers = (Tier(rows=1, cols=cols, link=Link(bandwidth=link, latency=latency), fabric=fabric),)
-    return System(
-        die=die, tiers=tiers, technology=technologies.DENSE_N7, efficiency=efficiency or Efficiency()
-    )
+    return System(die=die, tiers=tiers, technology=technologies.DENSE_N7, efficiency=efficiency or Efficiency())
 
 
 def seconds(hardware, strategy, model=TINY):
@@ -246,7 +243,7 @@ def test_a_technology_without_a_clock_is_refused():
 
 
 def test_unknown_fidelity_is_refused():
-    with pytest.raises(ValueError, match="fidelity is 'magic': it must be one of .*roofline"):
+    with pytest.raises(ValueError, match=r"fidelity is 'magic': it must be one of .*roofline"):
         # as without the type checker of the tests
         inspect.unwrap(estimate)(WAFER, MODEL, STRATEGY, fidelity="magic")
 
@@ -267,9 +264,7 @@ def test_a_traced_strategy_needs_a_layout():
 
 # ---- margins
 
-FITS = replace(
-    WAFER, d2d=replace(WAFER.d2d, module_bandwidth=64 * GIGA), power_limit=23e3, power_density_limit=1e6
-)
+FITS = replace(WAFER, d2d=replace(WAFER.d2d, module_bandwidth=64 * GIGA), power_limit=23e3, power_density_limit=1e6)
 BREAKS = {
     "memory": lambda w: _memory(w, stack_bytes=1 * GIGA),
     "power": lambda w: replace(w, power_limit=1e3),
@@ -422,7 +417,7 @@ def test_latency_grows_with_the_group_and_the_hops():
         seconds(system(latency=1e-3, cols=8), Strategy(tensor_cols=cols, global_batch_size=1)) for cols in (1, 2, 4, 8)
     ]
     assert times[0] == pytest.approx(0, abs=1e-9)
-    assert all(b > 1.5 * a for a, b in zip(times[1:], times[2:], strict=False))
+    assert all(b > 1.5 * a for a, b in pairwise(times[1:]))
     near = seconds(system(latency=1e-3, cols=4), Strategy(pipeline_parallel=2, global_batch_size=1))
     assert near == pytest.approx(2e-3, rel=1e-4)  # one hop forward, one back
 
@@ -439,7 +434,7 @@ def test_a_group_over_two_nodes_is_held_up_by_the_network_between_them():
 
 def test_launches_and_collective_latencies_by_hand():
     launch = Efficiency(launch_time=1e-3)
-    # nine products and core, norms 2, rotary, residuals 2, activation; LM head and loss; twice backward but for the core
+    # four products and core, norms 2, rotary, residuals 2, activation; LM head and loss; twice backward but the core
     layer_forward, layer_backward = 4 + 1 + 6 + 0, 2 * 4 + 1 + 2 * 6
     head = 1 + 2 + 1
     expected = (4 * (layer_forward + layer_backward) + head) * 1e-3

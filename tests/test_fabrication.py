@@ -25,9 +25,7 @@ WAFER = Wafer(
     die=Die(
         core_rows=8,
         core_cols=10,
-        core=Core(
-            num_macs=1000, clock=1e9, sram_bytes=1 * MIB, sram_bytes_per_clock=100, noc_bytes_per_clock=64
-        ),
+        core=Core(num_macs=1000, clock=1e9, sram_bytes=1 * MIB, sram_bytes_per_clock=100, noc_bytes_per_clock=64),
         memory=Memory(
             num_stacks=3,
             stack_bytes=16e9,
@@ -202,9 +200,7 @@ def test_fractions_by_hand():
 
 
 @settings(max_examples=40)
-@given(
-    rows=st.floats(4, 24), cols=st.floats(4, 24), sram=st.floats(2**18, 2**22), link=st.floats(0.1 * TERA, 4 * TERA)
-)
+@given(rows=st.floats(4, 24), cols=st.floats(4, 24), sram=st.floats(2**18, 2**22), link=st.floats(0.1 * TERA, 4 * TERA))
 def test_area_is_linear_and_continuous_in_every_part(rows, cols, sram, link):
     wafer = replace(
         with_die(WAFER, core_rows=rows, core_cols=cols, core=replace(WAFER.die.core, sram_bytes=sram)),

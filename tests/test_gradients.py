@@ -68,9 +68,7 @@ STRATEGIES = {
         global_batch_size=16,
         optimizer_sharding=0,
     ),
-    "deepseek-v3": Strategy(
-        pipeline_parallel=4, data_parallel=8, expert_parallel=4, global_batch_size=64, recompute=7
-    ),
+    "deepseek-v3": Strategy(pipeline_parallel=4, data_parallel=8, expert_parallel=4, global_batch_size=64, recompute=7),
 }
 RELAXATIONS = {"hard": HARD, "smooth": Smooth(13.0)}
 both = pytest.mark.parametrize("relax", RELAXATIONS)
@@ -119,9 +117,7 @@ def elasticities(function, record, *context):
     inputs = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(record)]
     differences = (above - below).T / (2 * STEP)
     wrong = np.argwhere(np.abs(jacobian - differences) > 1e-7 + 1e-6 * np.abs(differences))
-    assert not wrong.size, [
-        (outputs[i], inputs[j], jacobian[i, j], differences[i, j]) for i, j in wrong[:10]
-    ]
+    assert not wrong.size, [(outputs[i], inputs[j], jacobian[i, j], differences[i, j]) for i, j in wrong[:10]]
     weights = np.random.default_rng(0).normal(size=len(outputs))
     np.testing.assert_allclose(
         np.asarray(pulled(logs, weights, record, *context)), weights @ jacobian, rtol=1e-8, atol=1e-9
@@ -145,9 +141,7 @@ def physics(wafer, relax):
     return {
         "matmul_cost": matmul_cost(wafer.die, wafer.efficiency, shapes, strategy.gradient_bytes, relax),
         "attention_cost": cores,
-        "elementwise_times": elementwise_times(
-            wafer.die, wafer.efficiency, elementwise(models.LLAMA3_8B, Strategy())
-        ),
+        "elementwise_times": elementwise_times(wafer.die, wafer.efficiency, elementwise(models.LLAMA3_8B, Strategy())),
         "voltage": voltage(wafer.technology, core.clock, relax),
         "flop_energy": flop_energy(wafer.system, relax),
         "leakage_power": leakage_power(wafer.technology, wafer.die, wafer.die.width * wafer.die.height, relax),
@@ -246,7 +240,9 @@ def test_the_estimate_of_a_cluster():
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_signs_of_the_slopes_of_the_step(name, relax):
     slopes = slopes_of("step_time", name, relax)
-    core = (f".die.core.{part}" for part in "num_macs clock sram_bytes sram_bytes_per_clock noc_bytes_per_clock".split())
+    core = (
+        f".die.core.{part}" for part in "num_macs clock sram_bytes sram_bytes_per_clock noc_bytes_per_clock".split()
+    )
     memory = (f".die.memory.{part}" for part in "num_stacks stack_bandwidth sustained_fraction".split())
     for resource in (*core, *memory, ".die.core_rows", ".die.core_cols", ".d2d.bandwidth"):
         assert slopes[resource] <= 0, resource

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 from functools import reduce
-from itertools import product
+from itertools import pairwise, product
 
 import hypothesis.strategies as st
 import jax
@@ -160,8 +160,8 @@ def test_each_recomputation_level_takes_no_less_time_and_no_more_activations(cas
     results = [whole(BASE, model, replace(strategy, recompute=level)) for level in range(len(RECOMPUTE_LEVELS))]
     times = [float(result.step_time) for result in results]
     kept = [np.asarray(result.memory_parts.activations) for result in results]
-    assert all(a <= b * (1 + EXACT) for a, b in zip(times, times[1:], strict=False))
-    assert all((a >= b * (1 - EXACT)).all() for a, b in zip(kept, kept[1:], strict=False))
+    assert all(a <= b * (1 + EXACT) for a, b in pairwise(times))
+    assert all((a >= b * (1 - EXACT)).all() for a, b in pairwise(kept))
     # at most one more forward pass of the layers, collectives included
     extra = np.asarray(results[-1].stage_backward) - np.asarray(results[0].stage_backward)
     assert (extra <= np.asarray(results[0].stage_forward) * (1 + 1e-4)).all()
@@ -191,9 +191,7 @@ SWEPT = (
 @given(case=cases, count=st.integers(1, 24), relax=st.sampled_from([HARD, Smooth(20.0)]))
 def test_nothing_jumps_around_a_lattice_point(path, case, count, relax):
     value = float(count) if path.startswith("die.core_") else float(get(BASE, path))
-    results = [
-        whole(put(BASE, path, value * (1 + offset)), *case, relax=relax) for offset in (-1e-6, 0.0, 1e-6)
-    ]
+    results = [whole(put(BASE, path, value * (1 + offset)), *case, relax=relax) for offset in (-1e-6, 0.0, 1e-6)]
     for name in ("step_time", "energy", "power", "tokens_per_second", "memory", "model_flop_utilisation"):
         values = [np.asarray(getattr(result, name)) for result in results]
         for moved in (values[0], values[2]):
@@ -251,9 +249,7 @@ def test_the_unit_of_length_does_not_matter(name, factor):
     turned = reduce(lambda w, path: scaled(w, path, factor**2), areas, turned)
     turned = scaled(turned, "d2d.shoreline_density", 1 / factor)
     before, after = fabrication_ratios(wafer), fabrication_ratios(turned)
-    assert {k: float(v) for k, v in after.items()} == pytest.approx(
-        {k: float(v) for k, v in before.items()}, rel=EXACT
-    )
+    assert {k: float(v) for k, v in after.items()} == pytest.approx({k: float(v) for k, v in before.items()}, rel=EXACT)
 
 
 # ---- smooth and hard

@@ -1,6 +1,7 @@
 """Memory: what a stage holds, against schedules played in plain Python, hand counts and published figures."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import hypothesis.strategies as st
 import jax
@@ -63,18 +64,14 @@ def test_interleaving_keeps_what_the_played_schedule_keeps(p, rounds, v):
 def test_layers_are_dealt_out_evenly_with_the_spare_ones_behind_the_first_stage(p, layers):
     held = spread(replace(TINY, num_layers=layers), Strategy(pipeline_parallel=p), WIDTH)
     base, spare = divmod(layers, p)
-    assert np.asarray(held.dense).tolist() == [
-        base + (1 <= s <= spare) if s < p else 0 for s in range(WIDTH)
-    ]
+    assert np.asarray(held.dense).tolist() == [base + (1 <= s <= spare) if s < p else 0 for s in range(WIDTH)]
     assert np.asarray(held.active).tolist() == [float(s < p) for s in range(WIDTH)]
     assert np.asarray(held.first).tolist() == [float(s == 0) for s in range(WIDTH)]
     assert np.asarray(held.last).tolist() == [float(s == p - 1) for s in range(WIDTH)]
 
 
 @settings(max_examples=60)
-@given(
-    p=st.integers(1, WIDTH), layers=st.integers(WIDTH, 40), leading=st.integers(0, 5), interval=st.integers(1, 3)
-)
+@given(p=st.integers(1, WIDTH), layers=st.integers(WIDTH, 40), leading=st.integers(0, 5), interval=st.integers(1, 3))
 def test_mixture_layers_are_those_of_the_architecture(p, layers, leading, interval):
     model = replace(
         TINY,
@@ -214,7 +211,7 @@ def test_recomputing_more_never_needs_more_for_activations(name):
     model = models.NAMES[name]
     common = {"pipeline_parallel": 4, "tensor_cols": 8, "global_batch_size": 8}
     used = [memory(model, Strategy(recompute=code, **common)).activations for code in range(len(RECOMPUTE_LEVELS))]
-    assert all((a >= b).all() for a, b in zip(used, used[1:], strict=False))
+    assert all((a >= b).all() for a, b in pairwise(used))
 
 
 @pytest.mark.parametrize("name", ["llama3-70b", "deepseek-v3"])

@@ -1,6 +1,7 @@
 """Roofline of single operators, and how operators add up to a layer at every recomputation level."""
 
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import hypothesis.strategies as st
 import jax
@@ -45,9 +46,7 @@ die_of = st.builds(
     lambda rows, cols, macs, sram, read, noc, bandwidth: Die(
         core_rows=rows,
         core_cols=cols,
-        core=Core(
-            num_macs=macs, clock=1e9, sram_bytes=sram, sram_bytes_per_clock=read, noc_bytes_per_clock=noc
-        ),
+        core=Core(num_macs=macs, clock=1e9, sram_bytes=sram, sram_bytes_per_clock=read, noc_bytes_per_clock=noc),
         memory=Memory(num_stacks=1, stack_bytes=1e9, stack_bandwidth=bandwidth, sustained_fraction=1.0),
     ),
     st.integers(1, 24),
@@ -141,9 +140,9 @@ def test_traffic_falls_with_the_root_of_the_sram_down_to_compulsory(die, rows, c
     for scale in (1, 4, 16, 64, 2**40):
         bigger = replace(die, core=replace(die.core, sram_bytes=scale * die.core.sram_bytes))
         traffic.append(one(products(bigger, IDEAL, shapes(rows, cols, depth), 4.0, HARD)).forward_bytes)
-    for small, large in zip(traffic, traffic[1:], strict=False):
+    for small, large in pairwise(traffic):
         assert large <= small * (1 + EXACT)
-    for small, large in zip(traffic[:4], traffic[1:4], strict=False):
+    for small, large in pairwise(traffic[:4]):
         if large > compulsory * (1 + 1e-4):
             assert large == pytest.approx(small / 2, rel=EXACT)
     assert traffic[-1] == pytest.approx(compulsory, rel=EXACT)
@@ -169,9 +168,7 @@ def test_more_of_anything_is_never_slower(data, die, rows, cols, depth, factor):
 
 
 @settings(max_examples=60)
-@given(
-    die=die_of, rows=sizes, cols=sizes, depth=sizes, sharpness=st.floats(2, 1e5), flash=st.sampled_from([0.0, 1.0])
-)
+@given(die=die_of, rows=sizes, cols=sizes, depth=sizes, sharpness=st.floats(2, 1e5), flash=st.sampled_from([0.0, 1.0]))
 def test_smooth_brackets_hard(die, rows, cols, depth, sharpness, flash):
     core = Attention(*(jnp.asarray(x) for x in (rows, depth / 2, 8.0, 2.0, 64.0, 64.0, depth, 1 - flash)))
     for cost in (

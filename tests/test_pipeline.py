@@ -102,9 +102,7 @@ def test_closed_form_and_bounds_are_exact_for_equal_stages(stages, micro_batches
     ratio=st.floats(0.25, 8.0),
     micro_batches=counts,
 )
-def test_closed_form_is_above_the_exact_time_where_backward_is_a_common_multiple(
-    shares, ratio, micro_batches, eps
-):
+def test_closed_form_is_above_the_exact_time_where_backward_is_a_common_multiple(shares, ratio, micro_batches, eps):
     forward, backward = shares, [ratio * share for share in shares]
     closed = float(closed_form(padded(forward), padded(backward), strategy(micro_batches)))
     assert closed * (1 + tolerance(eps)) + 1e-12 >= played(forward, backward, micro_batches)

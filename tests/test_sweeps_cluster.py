@@ -51,7 +51,9 @@ def test_a_killed_worker_costs_only_its_parts(tmp_path, monkeypatch):
                 written.update({file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("parts/*.parquet")})
                 os.kill(victim, signal.SIGKILL)
 
-        result = sweeps.sweep(SPACE, KEEP, out=tmp_path / "out", cluster=cluster.scheduler_address, chunk=64, progress=kill)
+        result = sweeps.sweep(
+            SPACE, KEEP, out=tmp_path / "out", cluster=cluster.scheduler_address, chunk=64, progress=kill
+        )
     assert written, "the worker was killed too late"
     for file, stamp in written.items():
         assert file.stat().st_mtime_ns == stamp, f"{file.name} was written again"

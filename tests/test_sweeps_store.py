@@ -101,13 +101,10 @@ def test_a_finished_sweep_is_read_and_not_repeated(done):
 
 def test_the_command_answers_in_plain_data(tmp_path):
     file = tmp_path / "space.toml"
-    file.write_text(
-        'wafers = ["watos-config-3-d2d-half"]\nmodels = ["llama3-8b"]\n[axes]\ndie_rows = [2]\ndie_cols = [2]\n'
-        "[strategies]\nglobal_batch_size = 8\nmicro_batch_sizes = [1]\nmax_pipeline = 2\n[keep]\ntop = 2\n"
-    )
-    result = command.run(file, tmp_path / "out", quiet=False)
+    file.write_text(sweep_space.TEXT)
+    result = command.run(file, tmp_path / "out", chunk=64)
     plain = json.loads(json.dumps(command.plain(result)))
-    assert plain["evaluated"] == result.evaluated and len(plain["top"]) == 2
+    assert plain["evaluated"] == result.evaluated and len(plain["top"]) == 4
     assert plain["units"]["step_time"] == "s"
     assert plain["top"][0]["tokens_per_second"] >= plain["top"][1]["tokens_per_second"]
 

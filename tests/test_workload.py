@@ -78,9 +78,7 @@ def active_parameters(m):
         queries = (m.hidden_size + query) * m.q_lora_rank if m.q_lora_rank else m.hidden_size * query
         projections = queries + down + up
     else:
-        projections = m.hidden_size * (
-            m.num_attention_heads * m.head_dim + m.num_kv_heads * (m.head_dim + value)
-        )
+        projections = m.hidden_size * (m.num_attention_heads * m.head_dim + m.num_kv_heads * (m.head_dim + value))
     attention_weights = projections + m.num_attention_heads * value * m.hidden_size
     matrices = 2 + m.gated_mlp
     mixture = (m.num_layers - m.num_dense_layers) // m.moe_layer_interval if m.num_experts else 0

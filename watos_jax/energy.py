@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from watos_jax.hardware import Die, System, Technology, Wafer
 from watos_jax.memory import Stages
 from watos_jax.model import Transformer
-from watos_jax.network.times import tier_links
+from watos_jax.network.times import over_tiers
 from watos_jax.operators.layer import Pieces, pieces, recomputed
 from watos_jax.operators.roofline import OperatorCost
 from watos_jax.relax import HARD, Relaxation
@@ -127,10 +127,10 @@ def step_energy(
         step: s per step.
         relax: hard or smooth.
     """
-    _, _, per_byte_and_hop = tier_links(system)
+    per_byte_and_hop = [tier.link.energy for tier in system.tiers]
 
     def carried(collective: Collective, size: Scalar) -> Scalar:
-        return size * jnp.sum(collective.traffic * per_byte_and_hop)
+        return size * over_tiers(collective.traffic, per_byte_and_hop)
 
     tensor = carried(layout.tensor, sizes.tensor)
     context = (strategy.context_parallel - 1.0) * carried(layout.context, sizes.context)
@@ -146,7 +146,7 @@ def step_energy(
         + _over_stages(held.dense, dense, repeated[0])
         + _over_stages(held.mixture, mixture, repeated[1])
     )
-    hops = jnp.sum(total(layout.pipeline_steps.T) * per_byte_and_hop)
+    hops = over_tiers(jnp.sum(layout.pipeline_steps, axis=-2), per_byte_and_hop)
     sends = 2.0 * strategy.virtual_stages * sizes.pipeline * hops
     micro_batches = strategy.num_micro_batches * (layers + operators.both.head + sends)
     weights = parameters_per_pipeline(model, strategy)

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from watos_jax.energy import operator_energies, peak_power_per_die, step_energy
 from watos_jax.fabrication import fabrication_ratios
@@ -17,7 +18,7 @@ from watos_jax.model import Transformer
 from watos_jax.network.layout import layout as build_layout
 from watos_jax.operators.layer import pieces
 from watos_jax.operators.roofline import attention_cost, elementwise_times, matmul_cost
-from watos_jax.pipeline import step_time as pipeline_time
+from watos_jax.pipeline import closed_form
 from watos_jax.relax import HARD, Relaxation
 from watos_jax.stage import breakdown, collective_times, epilogue, pipeline_sends, stage_times
 from watos_jax.strategy import Layout, Strategy, violation
@@ -106,8 +107,30 @@ def estimate(
             raise ValueError(broken)
     if layout is None:
         layout = build_layout(system, strategy)
+    _check_stages(strategy, layout)
+    strategy = _padded_recompute(strategy, layout.max_stages)
     system, model, strategy, relax, layout = jax.tree.map(_strong, (system, model, strategy, relax, layout))
     return _estimate(system, model, strategy, relax, layout, fidelity)
+
+
+def _check_stages(strategy: Strategy, layout: Layout) -> None:
+    stages = concrete(strategy.pipeline_parallel)
+    if stages is not None and stages.ndim == 0 and stages > layout.max_stages:
+        raise ValueError(
+            f"pipeline_parallel is {float(stages):g}: the layout must have room for as many stages, it has "
+            f"{layout.max_stages}"
+        )
+
+
+def _padded_recompute(strategy: Strategy, max_stages: int) -> Strategy:
+    # one level per stage may be given without the padding
+    levels = concrete(strategy.recompute)
+    if levels is None or levels.ndim == 0 or levels.shape[-1] == max_stages:
+        return strategy
+    if levels.shape[-1] > max_stages:
+        raise ValueError(f"recompute has {levels.shape[-1]} levels: it must have at most {max_stages}, one per stage")
+    padding = [(0, 0)] * (levels.ndim - 1) + [(0, max_stages - levels.shape[-1])]
+    return eqx.tree_at(lambda s: s.recompute, strategy, np.pad(levels, padding))
 
 
 def _strong(leaf: Any) -> Any:
@@ -126,7 +149,7 @@ def _estimate(
 ) -> Estimate:
     system = hardware.system if isinstance(hardware, Wafer) else hardware
     held = stages(model, strategy, layout.max_stages)
-    common, experts = stage_parameters(model, strategy, held)
+    common, experts = stage_parameters(model, strategy)
     traffic, sizes = elementwise(model, strategy), messages(model, strategy)
     shapes = matmuls(model, strategy)
     products = fence(
@@ -142,15 +165,15 @@ def _estimate(
         strategy,
         held,
     )
-    pipelined = pipeline_time(times.forward, times.backward, strategy, relax)
-    after, after_parts = epilogue(system, strategy, layout, common, experts, relax)
+    pipelined = closed_form(times.both, strategy, relax)
+    after, after_parts = epilogue(system, strategy, layout, held, common, experts, relax)
     step = pipelined + after
 
-    used = memory_use(model, strategy, held, common, experts)
+    memory, memory_parts = memory_use(model, strategy, held, common, experts)
     joules = operator_energies(system, products, core, traffic, relax)
     energy = step_energy(hardware, system, model, strategy, layout, held, joules, sizes, step, relax)
     power = energy / step
-    ratios = {"memory": relax.max_over(used.total) / system.die.memory.capacity}
+    ratios = {"memory": relax.max_over(memory) / system.die.memory.capacity}
     if isinstance(hardware, Wafer):
         density = peak_power_per_die(hardware, relax) / (hardware.die.width * hardware.die.height)
         ratios |= fabrication_ratios(hardware, relax)
@@ -163,8 +186,8 @@ def _estimate(
         model_flop_utilisation=model_flop(model, strategy) / step / strategy.num_dies / system.die.flop_rate,
         breakdown=breakdown(times, strategy, pipelined)
         | {"data_parallel": after_parts.reduction, "optimizer": after_parts.optimizer},
-        memory=used.total,
-        memory_parts=used,
+        memory=memory,
+        memory_parts=memory_parts,
         stage_forward=times.forward,
         stage_backward=times.backward,
         power=power,

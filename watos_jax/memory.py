@@ -9,12 +9,14 @@ Neglects: allocator fragmentation, communication buffers, framework and kernel w
 from typing import Final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from watos_jax.model import Transformer
 from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy
-from watos_jax.units import PerStage
+from watos_jax.units import PerStage, Scalar
 from watos_jax.workload import ELEMENT_BYTES, Activations, activations, micro_batch_tokens, parameters
 from watos_jax.xla import fence
 
@@ -22,6 +24,28 @@ OPTIMIZER_BYTES: Final = 12.0
 """Adam in mixed precision: 32-bit master weight and two 32-bit moments per parameter."""
 LOGIT_BYTES: Final = 6.0
 """16-bit logits and their 32-bit copy, held while the loss is computed."""
+
+
+class Additive(eqx.Module):
+    """A quantity that adds up over what a stage holds: seconds, bytes or parameters.
+
+    Attributes:
+        dense: of one dense layer; one number, or one per stage.
+        mixture: of one mixture layer; likewise.
+        first: of the first stage alone, beside its layers.
+        last: of the last stage alone.
+    """
+
+    dense: Scalar | PerStage
+    mixture: Scalar | PerStage
+    first: Scalar = 0.0
+    last: Scalar = 0.0
+
+    def __add__(self, other: "Additive") -> "Additive":
+        return jax.tree.map(jnp.add, self, other)
+
+    def __mul__(self, factor: Scalar) -> "Additive":
+        return jax.tree.map(lambda value: value * factor, self)
 
 
 class Stages(eqx.Module):
@@ -42,6 +66,12 @@ class Stages(eqx.Module):
     dense: PerStage
     mixture: PerStage
     in_flight: PerStage
+
+    def sum(self, each: Additive) -> PerStage:
+        """A quantity of each stage: its dense and mixture layers, embedding and head times the value of each."""
+        layers = self.dense * each.dense + self.mixture * each.mixture
+        entered = jnp.where(self.first > 0.0, layers + each.first, layers)
+        return jnp.where(self.last > 0.0, entered + each.last, entered)
 
 
 class MemoryUse(eqx.Module):
@@ -79,7 +109,7 @@ def stages(model: Transformer, strategy: Strategy, max_stages: int) -> Stages:
         strategy: how it is spread.
         max_stages: padded number of stages.
     """
-    index = jnp.arange(max_stages, dtype=jnp.result_type(float))
+    index = np.arange(max_stages, dtype=float)
     p, m, v = strategy.pipeline_parallel, strategy.num_micro_batches, strategy.virtual_stages
     base = jnp.floor(model.num_layers / p)
     spare = model.num_layers - base * p
@@ -90,17 +120,20 @@ def stages(model: Transformer, strategy: Strategy, max_stages: int) -> Stages:
     gpipe = strategy.schedule == 1.0
     offset, slope = jnp.where(gpipe, m, offset), jnp.where(gpipe, 0.0, slope)
     p, m, base, spare, offset, slope = fence((p, m, base, spare, offset, slope), p)
-    active = jnp.where(index < p, 1.0, 0.0)
-    layers = (base + jnp.where((index >= 1.0) & (index <= spare), 1.0, 0.0)) * active
-    start = index * base + jnp.clip(index - 1.0, 0.0, spare)
-    mixture = _mixture_layers_before(model, start + layers) - _mixture_layers_before(model, start)
+
+    def layers_before(stage: Float[np.ndarray, " stages"]) -> PerStage:
+        return stage * base + jnp.minimum(np.maximum(stage - 1.0, 0.0), spare)
+
+    start, end = layers_before(index), layers_before(index + 1.0)
+    mixture = _mixture_layers_before(model, end) - _mixture_layers_before(model, start)
     kept = offset - slope * index
+    active = jnp.where(index < p, 1.0, 0.0)
     return Stages(
         active=active,
         first=jnp.where(index == 0.0, 1.0, 0.0),
         last=jnp.where(index == p - 1.0, 1.0, 0.0),
-        dense=layers - mixture,
-        mixture=mixture,
+        dense=(end - start - mixture) * active,
+        mixture=mixture * active,
         in_flight=jnp.where(kept < m, kept, m) * active,
     )
 
@@ -128,68 +161,69 @@ def kept_bytes(inventory: Activations, strategy: Strategy) -> tuple[Float[Array,
     return shared + dense, shared + mixture
 
 
-def stage_parameters(
-    model: Transformer, strategy: Strategy, held: Stages
-) -> tuple[PerStage, PerStage]:
-    """Parameters per device of each stage: those replicated over all data-parallel peers, and routed experts."""
+def stage_parameters(model: Transformer, strategy: Strategy) -> tuple[Additive, Additive]:
+    """Parameters per device: those replicated over all data-parallel peers, and routed experts."""
     counts = fence(parameters(model, strategy), strategy.pipeline_parallel)
     # with one stage and tied tables the first table is also the last
     second = 1.0 - model.tied_embeddings * jnp.where(strategy.pipeline_parallel > 1.0, 0.0, 1.0)
-    common = (
-        (held.dense + held.mixture) * counts.attention
-        + held.dense * counts.mlp
-        + held.mixture * counts.router_and_shared
-        + (held.first + held.last * second) * counts.embedding
+    common = Additive(
+        dense=counts.attention + counts.mlp,
+        mixture=counts.attention + counts.router_and_shared,
+        first=counts.embedding,
+        last=counts.embedding * second,
     )
-    return common, held.mixture * counts.experts
+    return common, Additive(dense=0.0, mixture=counts.experts)
 
 
 def memory_use(
-    model: Transformer, strategy: Strategy, held: Stages, common: PerStage, experts: PerStage
-) -> MemoryUse:
+    model: Transformer, strategy: Strategy, held: Stages, common: Additive, experts: Additive
+) -> tuple[PerStage, MemoryUse]:
     """Peak bytes per device of every stage.
 
     Args:
         model: the transformer.
         strategy: how it is spread; `optimizer_sharding` 1 shards Adam's states, 2 also the gradients.
         held: layers and micro-batches of each stage.
-        common: parameters of each stage that all data-parallel peers replicate.
-        experts: routed-expert parameters of each stage.
+        common: parameters that all data-parallel peers replicate.
+        experts: routed-expert parameters.
 
     Returns:
-        Arrays of shape (stages,), zero on padding.
+        Bytes of each stage and their parts, shape (stages,), zero on padding.
     """
     peers = strategy.data_parallel * strategy.context_parallel
     share, expert_share = 1.0 / peers, strategy.expert_parallel / peers
     states_sharded, gradients_sharded = strategy.optimizer_sharding >= 1.0, strategy.optimizer_sharding >= 2.0
+    weights = (common + experts) * ELEMENT_BYTES
+    gradients = (
+        common * jnp.where(gradients_sharded, share, 1.0)
+        + experts * jnp.where(gradients_sharded, expert_share, 1.0)
+    ) * strategy.gradient_bytes
+    optimizer = (
+        common * jnp.where(states_sharded, share, 1.0) + experts * jnp.where(states_sharded, expert_share, 1.0)
+    ) * OPTIMIZER_BYTES
     inventory = activations(model, strategy)
     dense, mixture = kept_bytes(inventory, strategy)
-    whole_dense, whole_mixture = kept_bytes(
-        inventory, Strategy(recompute=0.0, flash_attention=strategy.flash_attention)
+    nothing_again = Strategy(recompute=0.0, flash_attention=strategy.flash_attention)
+    whole_dense, whole_mixture = kept_bytes(inventory, nothing_again)
+    logits = LOGIT_BYTES * micro_batch_tokens(model, strategy) * model.vocab_size / strategy.tensor_parallel
+    states, kept, working = fence(
+        (
+            (weights, gradients, optimizer, weights + gradients + optimizer),
+            (dense, mixture),
+            (whole_dense - dense, whole_mixture - mixture, logits),
+        ),
+        peers,
     )
-    tokens = micro_batch_tokens(model, strategy)
-    scalars = (
-        OPTIMIZER_BYTES * jnp.where(states_sharded, share, 1.0),
-        OPTIMIZER_BYTES * jnp.where(states_sharded, expert_share, 1.0),
-        strategy.gradient_bytes * jnp.where(gradients_sharded, share, 1.0),
-        strategy.gradient_bytes * jnp.where(gradients_sharded, expert_share, 1.0),
-        LOGIT_BYTES * tokens * model.vocab_size / strategy.tensor_parallel,
-        whole_dense,
-        whole_mixture,
-    )
-    optimizer, expert_optimizer, gradient, expert_gradient, logits, whole_dense, whole_mixture = fence(scalars, peers)
-    dense, mixture = fence((dense, mixture), peers)
-    recomputed = jnp.where(held.mixture > 0.0, whole_mixture - mixture, whole_dense - dense) * held.active
-    return MemoryUse(
-        weights=ELEMENT_BYTES * (common + experts),
-        gradients=gradient * common + expert_gradient * experts,
-        optimizer=optimizer * common + expert_optimizer * experts,
-        activations=held.in_flight * (held.dense * dense + held.mixture * mixture),
-        working=recomputed + held.last * logits,
-    )
+    weights, gradients, optimizer, states = states
+    again_dense, again_mixture, logits = working
+    active = held.in_flight * (held.dense * kept[0] + held.mixture * kept[1])
+    again = jnp.where(held.mixture > 0.0, again_mixture, again_dense) * held.active + held.last * logits
+    parts = MemoryUse(held.sum(weights), held.sum(gradients), held.sum(optimizer), active, again)
+    return held.sum(states) + active + again, parts
 
 
 def _mixture_layers_before(model: Transformer, layers: PerStage) -> PerStage:
-    past_dense = layers - model.num_dense_layers
-    count = jnp.floor(jnp.where(past_dense > 0.0, past_dense, 0.0) / model.moe_layer_interval)
-    return jnp.where(model.num_experts > 0.0, count, 0.0)
+    # floor((layers - num_dense_layers) / interval); the half keeps products of whole numbers away from the jumps
+    share = jnp.where(model.num_experts > 0.0, 1.0 / model.moe_layer_interval, 0.0)
+    past_dense = layers - (model.num_dense_layers - 0.5)
+    return jnp.floor(jnp.where(past_dense > 0.0, past_dense, 0.0) * share)

@@ -32,7 +32,11 @@ def step_time(forward: PerStage, backward: PerStage, strategy: Strategy, relax: 
     Returns:
         Seconds.
     """
-    both = forward + backward
+    return closed_form(forward + backward, strategy, relax)
+
+
+def closed_form(both: PerStage, strategy: Strategy, relax: Relaxation = HARD) -> Scalar:
+    """`step_time` from the sum of forward and backward, s per micro-batch, shape (stages,)."""
     slowest = relax.max_over(both)
     return strategy.num_micro_batches * slowest + (total(both) - slowest) / strategy.virtual_stages
 

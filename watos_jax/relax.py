@@ -77,7 +77,7 @@ class Hard(Relaxation):
         return jnp.where(a <= b, a, b)
 
     def max_over(self, a: Leaf) -> Result:
-        return _largest(self.maximum, a)
+        return _hard_largest(jnp.asarray(a))
 
     def floor(self, a: Leaf) -> Result:
         return jnp.floor(a)
@@ -201,6 +201,20 @@ def _smooth_minimum_jvp(primals: Triple, tangents: Triple) -> tuple[Result, Resu
     slope_a, slope_b, slope_tau = _slopes(a, b, lean, root, tau)
     dot = share_b**2 * slope_b * a_dot + share_a**2 * slope_a * b_dot - share_a * share_b * slope_tau * tau_dot
     return _smooth_minimum(a, b, tau), dot
+
+
+@jax.custom_jvp
+def _hard_largest(values: Result) -> Result:
+    return jnp.max(values, axis=-1)
+
+
+@_hard_largest.defjvp
+def _hard_largest_jvp(primals: tuple[Result], tangents: tuple[Result]) -> tuple[Result, Result]:
+    (values,), (tangent,) = primals, tangents
+    largest = jnp.max(values, axis=-1)
+    index = jnp.arange(values.shape[-1], dtype=values.dtype)
+    first = jnp.min(jnp.where(values == largest[..., None], index, values.shape[-1]), axis=-1)
+    return largest, jnp.sum(jnp.where(index == first[..., None], tangent, 0.0), axis=-1)
 
 
 def _largest(maximum: Callable[[Leaf, Leaf], Result], values: Leaf) -> Result:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from watos_jax.hardware import System
-from watos_jax.memory import Stages
-from watos_jax.network.times import slope_and_latency, tier_links
+from watos_jax.memory import Additive, Stages
+from watos_jax.network.times import over_tiers, slope_and_latency
 from watos_jax.operators.layer import Pieces, recomputed
 from watos_jax.relax import Relaxation
 from watos_jax.strategy import Collective, Layout, Strategy
@@ -44,11 +44,13 @@ class StageTimes(eqx.Module):
     Attributes:
         forward: forward pass with its collectives and sends.
         backward: backward pass likewise, recomputation included.
-        parts: the same seconds by cause; they add up to forward + backward.
+        both: their sum.
+        parts: the same seconds by cause; they add up to `both`.
     """
 
     forward: PerStage
     backward: PerStage
+    both: PerStage
     parts: dict[str, PerStage]
 
 
@@ -85,21 +87,27 @@ def collective_times(system: System, strategy: Strategy, layout: Layout, sizes: 
     )
 
 
-def pipeline_sends(system: System, strategy: Strategy, layout: Layout, sizes: Messages) -> PerStage:
-    """Seconds per micro-batch that each stage spends sending activations on, once per chunk."""
-    bandwidth, latency, _ = tier_links(system)
-    overhead = 1.0 + system.efficiency.network_overhead
-    per_volume = strategy.virtual_stages * overhead * sizes.pipeline / bandwidth
-    per_hop = strategy.virtual_stages * latency
-    per_volume, per_hop = fence((per_volume, per_hop), strategy.pipeline_parallel)
-    return jnp.sum(layout.pipeline_volume * per_volume[None, :] + layout.pipeline_steps * per_hop[None, :], axis=-1)
+def pipeline_sends(
+    system: System, strategy: Strategy, layout: Layout, sizes: Messages
+) -> tuple[PerStage, PerStage]:
+    """Seconds per micro-batch that each stage sends activations on, and that it sends in all, once per chunk.
+
+    What it sends in all are activations over the boundary after it and gradients over the boundary before it.
+    """
+    links = [tier.link for tier in system.tiers]
+    volume_time = strategy.virtual_stages * (1.0 + system.efficiency.network_overhead) * sizes.pipeline
+    per_volume = [volume_time / link.bandwidth for link in links]
+    per_step = [strategy.virtual_stages * link.latency for link in links]
+    per_volume, per_step = fence((per_volume, per_step), strategy.pipeline_parallel)
+    sent = over_tiers(layout.pipeline_volume, per_volume) + over_tiers(layout.pipeline_steps, per_step)
+    return sent, jax.lax.reduce_window(sent, 0.0, jax.lax.add, (2,), (1,), ((1, 0),))
 
 
 def stage_times(
     forward: Pieces,
     backward: Pieces,
     collective: CollectiveTimes,
-    sent: PerStage,
+    sends: tuple[PerStage, PerStage],
     strategy: Strategy,
     held: Stages,
 ) -> StageTimes:
@@ -112,51 +120,49 @@ def stage_times(
         forward: seconds of the forward pieces.
         backward: seconds of the backward pieces.
         collective: seconds of the collectives.
-        sent: seconds of sending activations on.
+        sends: seconds of sending activations on and gradients back.
         strategy: recomputation level and sequence parallelism.
         held: layers of each stage.
     """
     again = 2.0 + strategy.sequence_parallel
+    dispatch = 2.0 * collective.expert
     forward_waits = 2.0 * collective.tensor + collective.context
     backward_waits = again * collective.tensor + 2.0 * collective.context
-    repeated = recomputed(forward, forward_waits, collective.expert, strategy)
-    (forward_dense, forward_mixture), (backward_dense, backward_mixture) = forward.layer, backward.layer
-    layers = fence(
-        (
-            forward_dense + forward_waits,
-            forward_mixture + forward_waits + 2.0 * collective.expert,
-            forward.head,
-            backward_dense + backward_waits + repeated[0],
-            backward_mixture + backward_waits + 2.0 * collective.expert + repeated[1],
-            backward.head,
-        ),
-        strategy.pipeline_parallel,
-    )
-    received = jnp.concatenate([jnp.zeros_like(sent[:1]), sent[:-1]])
-    both = jax.tree.map(jnp.add, forward, backward)
-
-    def per_stage(dense: Scalar, mixture: Scalar, head: Scalar | float) -> PerStage:
-        return held.dense * dense + held.mixture * mixture + held.last * head
-
+    repeated = Additive(*recomputed(forward, forward_waits, collective.expert, strategy))
+    forward_waits, backward_waits = (Additive(wait, wait + dispatch) for wait in (forward_waits, backward_waits))
+    ahead = Additive(*forward.layer, last=forward.head) + forward_waits
+    back = Additive(*backward.layer, last=backward.head) + backward_waits + repeated
+    ahead, back, both = fence((ahead, back, ahead + back), strategy.pipeline_parallel)
+    sent, sends_of_both = sends
+    whole = held.sum(both) + sends_of_both
+    first = held.sum(ahead) + sent
+    operators = jax.tree.map(jnp.add, forward, backward)
     every = held.dense + held.mixture
     return StageTimes(
-        forward=per_stage(*layers[:3]) + sent,
-        backward=per_stage(*layers[3:]) + received,
+        forward=first,
+        backward=whole - first,
+        both=whole,
         parts={
-            "matmul": per_stage(*both.matmul, both.head),
-            "attention": every * both.core,
-            "elementwise": per_stage(*both.elementwise, 0.0),
-            "recompute": per_stage(*repeated, 0.0),
+            "matmul": held.sum(Additive(*operators.matmul, last=operators.head)),
+            "attention": every * operators.core,
+            "elementwise": held.sum(Additive(*operators.elementwise)),
+            "recompute": held.sum(repeated),
             "tensor_parallel": every * (2.0 + again) * collective.tensor,
             "context_parallel": every * 3.0 * collective.context,
             "expert_parallel": held.mixture * 4.0 * collective.expert,
-            "pipeline_parallel": sent + received,
+            "pipeline_parallel": sends_of_both,
         },
     )
 
 
 def epilogue(
-    system: System, strategy: Strategy, layout: Layout, common: PerStage, experts: PerStage, relax: Relaxation
+    system: System,
+    strategy: Strategy,
+    layout: Layout,
+    held: Stages,
+    common: Additive,
+    experts: Additive,
+    relax: Relaxation,
 ) -> tuple[Scalar, Epilogue]:
     """Time what follows the last backward pass: gradient reduction, then the optimizer.
 
@@ -164,8 +170,9 @@ def epilogue(
         system: links and DRAM.
         strategy: sharding; sharded states reduce-scatter gradients and gather 16-bit weights.
         layout: coefficients.
-        common: parameters of each stage that all data-parallel peers replicate.
-        experts: routed-expert parameters of each stage.
+        held: layers of each stage.
+        common: parameters that all data-parallel peers replicate.
+        experts: routed-expert parameters.
         relax: hard or smooth maximum over stages.
 
     Returns:
@@ -180,19 +187,18 @@ def epilogue(
     owners = sharded * peers + (1.0 - sharded)
     expert_owners = sharded * peers / strategy.expert_parallel + (1.0 - sharded)
     update = OPTIMIZER_TRAFFIC * (1.0 + system.efficiency.memory_overhead) / system.die.memory.bandwidth
-    slopes = (halves * slope, halves * expert_slope, update / owners, update / expert_owners)
-    slope, expert_slope, update, expert_update = fence(slopes, peers)
-    reductions = common * slope + experts * expert_slope
-    updates = common * update + experts * expert_update
-    longest = relax.max_over(reductions + updates)
-    chosen = jnp.argmax(reductions + updates, axis=-1)
-    optimizer = updates[chosen]
-    after = latency + jnp.where(jnp.max(experts, axis=-1) > 0.0, expert_latency, 0.0)
-    return longest + after, Epilogue(reduction=longest + after - optimizer, optimizer=optimizer)
+    updates = common * (update / owners) + experts * (update / expert_owners)
+    both = common * (halves * slope) + experts * (halves * expert_slope) + updates
+    after = latency + jnp.where(experts.mixture * jnp.max(held.mixture, axis=-1) > 0.0, expert_latency, 0.0)
+    updates, both = fence((updates, both), peers)
+    seconds = held.sum(both)
+    total = relax.max_over(seconds) + after
+    optimizer = held.sum(updates)[jnp.argmax(seconds, axis=-1)]
+    return total, Epilogue(reduction=total - optimizer, optimizer=optimizer)
 
 
 def breakdown(times: StageTimes, strategy: Strategy, pipelined: Scalar) -> dict[str, Scalar]:
     """Split the pipeline's time: the slowest stage works through all micro-batches, the rest is `bubble`."""
-    slowest = jnp.argmax(times.forward + times.backward, axis=-1)
+    slowest = jnp.argmax(times.both, axis=-1)
     busy = {name: strategy.num_micro_batches * part[slowest] for name, part in times.parts.items()}
     return busy | {"bubble": pipelined - sum(busy.values())}

@@ -32,6 +32,15 @@ TENSOR_COLLECTIVES: Final = ("ring", "row_column")
 """Algorithms of the tensor-parallel all-reduce on a rectangle of dies: one ring through all of them, or
 reduce-scatter along rows, all-reduce along columns, all-gather along rows."""
 
+FEW_VALUES: Final = (
+    ("sequence_parallel", (0.0, 1.0), "0 or 1"),
+    ("flash_attention", (0.0, 1.0), "0 or 1"),
+    ("tensor_collective", (0.0, 1.0), "0 or 1"),
+    ("gradient_bytes", (2.0, 4.0), "2 or 4"),
+    ("optimizer_sharding", (0.0, 1.0, 2.0), "0, 1 or 2"),
+)
+"""Fields of a strategy that take few values."""
+
 
 class Strategy(eqx.Module):
     """One way to train a model on a system.
@@ -190,13 +199,21 @@ def violation(model: Transformer, strategy: Strategy) -> str | None:
             levels is None or bool((levels < len(RECOMPUTE_LEVELS)).all()),
             f"recompute is {levels}: it must be below {len(RECOMPUTE_LEVELS)}",
         ),
+        *(
+            (
+                float(getattr(strategy, name)) in allowed,
+                f"{name} is {float(getattr(strategy, name)):g}: it must be {rule}",
+            )
+            for name, allowed, rule in FEW_VALUES
+        ),
+        (
+            float(model.sequence_length) % float(strategy.context_parallel) == 0,
+            f"context_parallel is {float(strategy.context_parallel):g}: it must divide sequence_length "
+            f"({float(model.sequence_length):g})",
+        ),
         (
             float(strategy.schedule) < len(SCHEDULES),
             f"schedule is {float(strategy.schedule):g}: it must be below {len(SCHEDULES)}",
-        ),
-        (
-            float(strategy.optimizer_sharding) <= 2,
-            f"optimizer_sharding is {float(strategy.optimizer_sharding):g}: it must be 0, 1 or 2",
         ),
     )
     return next((sentence for holds, sentence in rules if not holds), None)

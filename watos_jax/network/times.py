@@ -5,20 +5,20 @@ volume is the load of the busiest link, so concurrent groups share bandwidth). T
 """
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from watos_jax.hardware import Efficiency, System
 from watos_jax.strategy import Collective
-from watos_jax.units import PerTier, Scalar
+from watos_jax.units import Scalar
 
 
-def tier_links(system: System) -> tuple[PerTier, PerTier, PerTier]:
-    """Bandwidth, latency and energy per byte of every tier, innermost first."""
-    links = [tier.link for tier in system.tiers]
-    return (
-        jnp.stack([jnp.asarray(link.bandwidth) for link in links]),
-        jnp.stack([jnp.asarray(link.latency) for link in links]),
-        jnp.stack([jnp.asarray(link.energy) for link in links]),
-    )
+def over_tiers(
+    coefficients: Float[Array | np.ndarray, "*stages tiers"], values: list[Scalar]
+) -> Float[Array | np.ndarray, "*stages"]:
+    """Sum over tiers of a coefficient, along its last axis, times a value of the tier."""
+    # a sum of few terms: with an axis of tiers the compiler's reductions over stages become ten times slower
+    return sum(coefficients[..., tier] * value for tier, value in enumerate(values))
 
 
 def slope_and_latency(system: System, efficiency: Efficiency, collective: Collective) -> tuple[Scalar, Scalar]:
@@ -29,8 +29,7 @@ def slope_and_latency(system: System, efficiency: Efficiency, collective: Collec
         efficiency: overhead of transfers and latency of a call on the real machine.
         collective: coefficients of the operation.
     """
-    bandwidth, latency, _ = tier_links(system)
-    slope = jnp.sum(collective.volume / bandwidth, axis=-1) * (1.0 + efficiency.network_overhead)
-    hops = jnp.sum(collective.steps * latency, axis=-1)
+    slope = over_tiers(collective.volume, [1.0 / tier.link.bandwidth for tier in system.tiers])
+    hops = over_tiers(collective.steps, [tier.link.latency for tier in system.tiers])
     called = jnp.where(jnp.sum(collective.steps, axis=-1) > 0, efficiency.collective_latency, 0.0)
-    return slope, hops + called
+    return slope * (1.0 + efficiency.network_overhead), hops + called

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy
@@ -60,6 +61,10 @@ class Pieces(eqx.Module):
         return dense, shared + self.expert_up + self.expert_activation + self.expert_down
 
 
+_OF_PRODUCT = (0, 0, 0, 0, 1, 2, 3, 5, 4, 5, 4, 5, 6)
+_GROUPS = np.eye(7)[np.array(_OF_PRODUCT)]
+
+
 def pieces(matmuls: Float[Array, " ops"], core: Scalar, traffic: Elementwise, scale: float = 1.0) -> Pieces:
     """Group per-operator values into pieces.
 
@@ -69,19 +74,22 @@ def pieces(matmuls: Float[Array, " ops"], core: Scalar, traffic: Elementwise, sc
         traffic: values of the element-wise groups.
         scale: factor on the element-wise values (2 for backward: gradient and saved tensor are both read).
     """
+    projections, attention_output, up, down, expert_up, expert_down, head = jnp.dot(
+        matmuls, _GROUPS, precision="highest"
+    )
     return Pieces(
-        projections=matmuls[0] + matmuls[1] + matmuls[2] + matmuls[3] + scale * traffic.rotary,
+        projections=projections + scale * traffic.rotary,
         core=core,
-        attention_output=matmuls[4],
+        attention_output=attention_output,
         norms=scale * traffic.norms,
         residuals=scale * traffic.residuals,
-        up=matmuls[5],
+        up=up,
         activation=scale * traffic.activation,
-        down=matmuls[6],
-        expert_up=matmuls[8] + matmuls[10],
+        down=down,
+        expert_up=expert_up,
         expert_activation=scale * traffic.expert_activation,
-        expert_down=matmuls[7] + matmuls[9] + matmuls[11],
-        head=matmuls[12] + 0.5 * traffic.loss,
+        expert_down=expert_down,
+        head=head + 0.5 * traffic.loss,
     )
 
 

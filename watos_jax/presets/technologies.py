@@ -27,6 +27,7 @@ D2D_UCIE_A: Final = Link(
     shoreline_density=256 * GIGA / (0.3888 * MM),
     phy_area=0.4055 * MM2 / (256 * GIGA),
     max_length=2 * MM,
+    module_bandwidth=256 * GIGA,
 )
 """UCIe advanced package, abutted dies: one x64 module at 32 GT/s is 256 GB/s per direction in 0.3888 mm of edge
 and 0.4055 mm2 (CATCH, io_definitions), 658 GB/s/mm; 0.3 pJ/bit (GEMINI, main.cpp; Das Sharma, Hot Interconnects
@@ -40,6 +41,7 @@ D2D_UCIE_S: Final = Link(
     shoreline_density=64 * GIGA / (0.5715 * MM),
     phy_area=0.754 * MM2 / (64 * GIGA),
     max_length=25 * MM,
+    module_bandwidth=64 * GIGA,
 )
 """UCIe standard package, up to 25 mm: one x16 module at 32 GT/s is 64 GB/s per direction in 0.5715 mm and 0.754
 mm2 (CATCH, io_definitions), 112 GB/s/mm; 0.5-0.6 pJ/bit (Das Sharma, Hot Interconnects 2025; GEMINI fan-out: 0.6).
@@ -52,6 +54,7 @@ D2D_DOJO: Final = Link(
     shoreline_density=2 * TERA / (25.4 * MM),
     phy_area=D2D_UCIE_S.phy_area,
     max_length=50 * MM,
+    module_bandwidth=0.5 * MM * 2 * TERA / (25.4 * MM),
 )
 """Wafer wiring up to 50 mm, as in Tesla Dojo D1: 2 TB/s per direction on each 25.4 mm edge (Tesla AI Day 2021), 79
 GB/s/mm; 1.25 pJ/bit (dse4wse, stitched reticle links); reach 50 mm (TickTock, ISCA 2025). Latency 200 ns (TEMP,

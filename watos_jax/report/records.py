@@ -124,6 +124,7 @@ def design_record(design: Design) -> Plain:
         "area_fractions": fractions,
         "relaxed_step_time": plain(design.relaxed_step_time),
         "rounding_gap": plain(design.rounding_gap),
+        "at_bound": design.at_bound,
         "evaluations": design.evaluations,
         "candidates": design.candidates,
         "lattice_points": design.lattice_points,

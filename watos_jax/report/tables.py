@@ -182,6 +182,7 @@ def search_table(record: Mapping[str, Any]) -> Table:
         "relaxed step time": seconds(record["relaxed_step_time"]),
         "rounded step time": seconds(record["step_time"]),
         "rounding gap": percent(record["rounding_gap"]),
+        "at an end of the budget": ", ".join(name.replace("_", " ") for name in record["at_bound"]) or "nothing",
         "discrete choices": f"{record['candidates']:,}",
         "lattice points of each": f"{record['lattice_points']:.2g}",
         "evaluations": f"{record['evaluations']:,}",

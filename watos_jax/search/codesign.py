@@ -34,6 +34,8 @@ KEPT = 1024
 """Candidates that are descended."""
 ROUNDED = 24
 """Relaxed designs that are rounded."""
+REFINED = 6
+"""Rounded designs from which local search starts."""
 SHARE = 64
 """Most candidates kept of one die grid and choice of edges, so that descent sees many grids."""
 LEAST_AREA = 0.6
@@ -65,6 +67,7 @@ class Design:
         wall_time: s.
         phases: s of each phase.
         pruned: candidate geometries ruled out, by reason.
+        at_bound: knobs at an end of their lattice, "low" or "high"; a wider budget may do better.
     """
 
     wafer: Wafer
@@ -80,6 +83,7 @@ class Design:
     wall_time: float
     phases: dict[str, float] = field(default_factory=dict)
     pruned: dict[str, int] = field(default_factory=dict)
+    at_bound: dict[str, str] = field(default_factory=dict)
 
 
 def codesign(
@@ -223,24 +227,34 @@ class _Search:
         boxes = [lattice.inside(self.budget, lattice.box(lattice.nearest(self.budget, relaxed[row]))) for row in best]
         owners = np.concatenate([np.full(len(box), row) for row, box in zip(best, boxes, strict=True)])
         indices = np.concatenate(boxes)
-        winner, index, found, excess = self._best_of(points, owners, indices)
-        improved = True
-        while improved:
-            around = lattice.inside(
-                self.budget, np.concatenate([lattice.box(index), lattice.moves(self.budget, index)])
-            )
-            winner, index, time_now, excess_now = self._best_of(points, np.full(len(around), winner), around)
-            improved = (max(excess_now, 0.0), time_now) < (max(excess, 0.0), found)
-            found, excess = (time_now, excess_now) if improved else (found, excess)
+        starts = self._best_of_each(points, owners, indices)[:REFINED]
+        refined = [self._refine(points, *start) for start in starts]
+        winner, index, found, _ = min(refined, key=lambda one: (max(one[3], 0.0), one[2]))
         return self._design(points, winner, index, min(float(times[winner]), found))
 
-    def _best_of(self, points: Point, owners: np.ndarray, indices: np.ndarray) -> tuple[int, np.ndarray, float, float]:
-        # the fastest feasible lattice point, or the one that exceeds its limits least
+    def _refine(
+        self, points: Point, owner: int, index: np.ndarray, found: float, excess: float
+    ) -> tuple[int, np.ndarray, float, float]:
+        # move to the best lattice point around until there is no better one
+        while True:
+            around = np.concatenate(
+                [lattice.inside(self.budget, lattice.box(index)), lattice.moves(self.budget, index)]
+            )
+            _, there, time_there, excess_there = self._best_of_each(points, np.full(len(around), owner), around)[0]
+            if (max(excess_there, 0.0), time_there) >= (max(excess, 0.0), found):
+                return owner, index, found, excess
+            index, found, excess = there, time_there, excess_there
+
+    def _best_of_each(
+        self, points: Point, owners: np.ndarray, indices: np.ndarray
+    ) -> list[tuple[int, np.ndarray, float, float]]:
+        # of each candidate the fastest feasible lattice point, or the one that exceeds its limits least; best first
         knobs = lattice.values_at(self.budget, indices)
         times, excess = self._scores(_take(points, owners)._replace(knobs=knobs))
         order = np.lexsort((times, np.maximum(excess, 0.0)))
-        row = order[0]
-        return int(owners[row]), indices[row], float(times[row]), float(excess[row])
+        _, first = np.unique(owners[order], return_index=True)
+        best = order[np.sort(first)]
+        return [(int(owners[row]), indices[row], float(times[row]), float(excess[row])) for row in best]
 
     def _design(self, points: Point, row: int, index: np.ndarray, relaxed_time: float) -> Design:
         chosen = _take(points, np.array([row]))
@@ -267,6 +281,7 @@ class _Search:
             wall_time=time.perf_counter() - self.started,
             phases=self.phases,
             pruned=self.pruned,
+            at_bound=lattice.ends(self.budget, index),
         )
 
 

@@ -46,6 +46,13 @@ def nearest(budget: Budget, values: KnobArray) -> Index:
     return np.clip(index, 0, counts(budget) - 1)
 
 
+def ends(budget: Budget, index: Center) -> dict[str, str]:
+    """Knobs of a point that lie at an end of the lattice: "low" or "high" by name."""
+    last = counts(budget) - 1
+    found = {name: "low" for name, at in zip(NAMES, index == 0, strict=True) if at}
+    return found | {name: "high" for name, at, size in zip(NAMES, index == last, last, strict=True) if at and size}
+
+
 def box(center: Center) -> Points:
     """All points within one step in every knob, shape (3**knobs, knobs)."""
     return center + np.array(list(product((-1, 0, 1), repeat=len(NAMES))))

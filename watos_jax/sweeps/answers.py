@@ -39,7 +39,7 @@ class Sweep:
     evaluated: int
     path: Path | None = None
 
-    def point(self, index: int) -> Point:
+    def point(self, index: int | np.integer) -> Point:
         """Wafer, model, strategy and layout of the point with this `index`."""
         return self.plan.point(int(index))
 

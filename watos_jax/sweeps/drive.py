@@ -69,7 +69,7 @@ def sweep(
         ValueError: a field of the space breaks a rule; or, as `StoreError`, the folder cannot be used.
     """
     plan = _planned(space, keep)
-    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk!r}: it must be a whole number, at least 1")
     if cluster is not None and out is None:
         raise ValueError("out is None: a cluster needs a folder that all its workers see")

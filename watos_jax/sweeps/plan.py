@@ -74,7 +74,7 @@ class Range:
                 raise ValueError(f"{name}.log is true: it needs num, not step")
             if not _is_number(self.step) or self.step <= 0:
                 raise ValueError(f"{name}.step is {self.step!r}: it must be a number above 0")
-            num = int(math.floor((self.high - self.low) / self.step + 1e-9)) + 1
+            num = math.floor((self.high - self.low) / self.step + 1e-9) + 1
             return float(self.low) + np.arange(_at_most(name, num)) * float(self.step)
         if isinstance(self.num, bool) or not isinstance(self.num, int) or self.num < 1:
             raise ValueError(f"{name}.num is {self.num!r}: it must be a whole number, at least 1")
@@ -105,7 +105,9 @@ class Histogram:
     @property
     def edges(self) -> np.ndarray:
         """Bounds of the bins, float64, shape (num + 1,)."""
-        return Range(self.low, self.high, num=self.num + 1 if isinstance(self.num, int) else self.num, log=self.log).values("keep.histogram")
+        return Range(
+            self.low, self.high, num=self.num + 1 if isinstance(self.num, int) else self.num, log=self.log
+        ).values("keep.histogram")
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Space:
     models: Any
     technologies: Any = ()
     axes: Mapping[str, Any] = field(default_factory=dict)
-    strategies: Any = Options()
+    strategies: Any = field(default_factory=Options)
     samples: Any = None
     seed: Any = 0
     precision: Any = 32
@@ -272,7 +274,8 @@ def declare(table: Mapping[str, Any]) -> tuple[Space, Keep]:
     if "strategies" in table:
         chosen = _table("strategies", table["strategies"])
         _check_keys("strategies.", chosen, [item.name for item in fields(Options)])
-        values["strategies"] = Options(**{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()})
+        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()}
+        values["strategies"] = Options(**lists)
     if "strategy" in table:
         values["strategies"] = tuple(_strategy(entry) for entry in table["strategy"])
     kept = _table("keep", table.get("keep", {}))

@@ -79,13 +79,13 @@ class Part(NamedTuple):
         number: of the part.
         cell: number of the cell.
         first: first hardware point.
-        count: hardware points.
+        size: hardware points.
     """
 
     number: int
     cell: int
     first: int
-    count: int
+    size: int
 
 
 class Point(NamedTuple):
@@ -266,7 +266,7 @@ class Plan:
 
         def varies(name: str) -> bool:
             ends = [(np.min(v), np.max(v)) for v in (getattr(table.strategies, name) for table in self.tables)]
-            return min(low for low, _ in ends) != max(high for _, high in ends)
+            return bool(min(low for low, _ in ends) != max(high for _, high in ends))
 
         return tuple(name for name in Strategy.__dataclass_fields__ if name in ALWAYS or varies(name))
 
@@ -289,8 +289,10 @@ class Plan:
         cell = self.cells[part.cell]
         count = len(hardware)
         index = (cell.first + part.first * cell.strategies) + hardware.astype(np.int64) * cell.strategies + strategy
-        every, where = np.unique(hardware, return_inverse=True)
-        digits = decode(np, self.base(cell, part.first), every.astype(np.int32), cell.sizes, self.seed)
+        few = count < part.size  # decode each point once: each row, or each hardware point
+        offsets = hardware if few else np.arange(part.size, dtype=np.int32)
+        digits = decode(np, self.base(cell, part.first), offsets, cell.sizes, self.seed)
+        digits = [digit.astype(np.int32) if few else digit.astype(np.int32)[hardware] for digit in digits]
         names = {column.name: column.values for column in self.columns}
         found: Rows = {"index": index}
         for name in ("wafer", "technology", "model"):
@@ -299,11 +301,11 @@ class Plan:
         found["die_rows"] = np.full(count, cell.die_rows, np.int32)
         found["die_cols"] = np.full(count, cell.die_cols, np.int32)
         if "sample" in names:
-            found["sample"] = digits[0].astype(np.int32)[where]
+            found["sample"] = digits[0]
         for name, value in zip(self.model_axes, cell.varied, strict=True):
             found[name] = np.full(count, value)
         for name, digit in zip(self.axes, digits[1:], strict=True):
-            found[name] = digit.astype(np.int32)[where]
+            found[name] = digit
         for name, values in self._fields[cell.table].items():
             found[name] = values[strategy]
         for name in self.keep.metrics:
@@ -368,8 +370,8 @@ def unit_of(name: str) -> str:
         return "1"
     units = {
         "clock": "Hz", "bandwidth": "B/s", "latency": "s", "_time": "s", "_bytes": "B", "per_clock": "B",
-        "_length": "m", "_depth": "m", "width": "m", "height": "m", "gap": "m", "_area": "m2", "shoreline_density": "B/s/m",
-        "power_density": "W/m2", "power_density_limit": "W/m2", "power_limit": "W",
+        "_length": "m", "_depth": "m", "width": "m", "height": "m", "gap": "m", "_area": "m2",
+        "shoreline_density": "B/s/m", "power_density": "W/m2", "power_density_limit": "W/m2", "power_limit": "W",
     }  # fmt: skip
     if name in ("d2d.energy", "technology.sram_energy", "technology.dram_energy"):
         return "J/B"
@@ -382,12 +384,17 @@ def unit_of(name: str) -> str:
     return next((unit for end, unit in units.items() if leaf.endswith(end)), "1")
 
 
-def build(space: Space, keep: Keep = Keep()) -> Plan:
+def build(space: Space, keep: Keep | None = None) -> Plan:
     """List the cells of a space and the strategies of each.
+
+    Args:
+        space: what is covered.
+        keep: what is answered; the ten fastest points where None.
 
     Raises:
         ValueError: a name in `keep.per` makes no group, or no strategy is legal anywhere.
     """
+    keep = keep or Keep()
     model_axes = [name for name in space.axes if name.startswith("model.")]
     for name in keep.per:
         if name not in ("wafer", "technology", "model", "die_rows", "die_cols", *model_axes):

@@ -118,7 +118,7 @@ def update(keep: Keep, state: State, tile: Tile, number: Int[Array, ""]) -> Stat
         histogram = histogram.at[bins].add(tile.feasible.astype(jnp.int32))
     best = _best(state.best, tile, _goals((keep.by,), tile)) if keep.top else state.best
     rows = {
-        name: jax.lax.dynamic_update_slice(held, tile.metrics[name][None], (number, 0))
+        name: jax.lax.dynamic_update_slice(held, tile.metrics[name][None], (number, jnp.zeros_like(number)))
         for name, held in state.rows.items()
     }
     feasible = state.feasible + jnp.sum(tile.feasible, dtype=jnp.int32)

@@ -2,12 +2,11 @@
 
 A tile is some hardware points times some strategies. Where a hardware point has many strategies a tile has one of
 them, so that all arithmetic on hardware alone is scalar. Tiles of one shape share one compilation; wafers of another
-packing, or cells with few strategies beside cells with many, add one each. Equal runs on equal devices are equal bit for
-bit; another number of devices is another program, which may round the last digit of a few points another way.
+packing, or cells with few strategies beside cells with many, add one each. Equal runs on equal devices are equal bit
+for bit; another number of devices is another program, which may round the last digit of a few points another way.
 """
 
 import contextlib
-import math
 import time
 import warnings
 from collections import deque
@@ -116,8 +115,8 @@ def tune(plan: Plan, *, seconds: float = 0.5) -> int:
         runner = _Runner(plan, Shape(chunk), lambda text: None)
         part = plan.part(0)
         cell = plan.cells[part.cell]
-        hardware = max(1, min(part.count, 32 * chunk // cell.strategies))
-        small, spent, points = part._replace(count=hardware), 0.0, 0
+        hardware = max(1, min(part.size, 32 * chunk // cell.strategies))
+        small, spent, points = part._replace(size=hardware), 0.0, 0
         runner.collect(small, runner.launch(small), runner.shape)
         while spent < seconds:
             began = time.perf_counter()
@@ -213,8 +212,9 @@ class _Runner:
         shape = tile_shape(plan, cell, self.shape.chunk)
         template = next(iter(plan.space.wafers.values()))
         structure = jax.tree.structure(replace(template, packing=cell.packing))
+        keep = plan.keep
         return _Kernel(
-            plan.keep,
+            replace(keep, per=(), rows="none" if keep.rows == "none" else "all"),  # the host does the rest
             *shape,
             -(-self._most_tiles(shape, cell) // self.devices),
             self.devices,
@@ -251,13 +251,13 @@ class _Runner:
 
     def _call(self, part: Part, cell: Cell) -> Any:
         kernel = self._kernel(cell)
-        tiles = -(-part.count // kernel.hardware) * -(-cell.strategies // kernel.strategies)
+        tiles = -(-part.size // kernel.hardware) * -(-cell.strategies // kernel.strategies)
         share = -(-tiles // self.devices)
         first = np.minimum(np.arange(self.devices) * share, tiles).astype(np.int32)
         stop = np.minimum(first + share, tiles).astype(np.int32)
         job = _Job(
             self.plan.base(cell, part.first),
-            np.int32(part.count),
+            np.int32(part.size),
             np.int32(cell.strategies),
             np.int32(self.first_strategies[cell.table]),
             np.int32(self.first_layouts[cell.table]),
@@ -297,34 +297,35 @@ class _Runner:
             front = _taken(front, chosen[np.argsort(front["index"][chosen])])
         return Outcome(
             part,
-            part.count * cell.strategies,
+            part.size * cell.strategies,
             int(state.feasible.sum()),
-            state.histogram.astype(np.int64).sum(axis=0),
+            np.asarray(state.histogram).astype(np.int64).sum(axis=0),
             best,
             front,
             None if keep.rows == "none" else self._rows(part, state, shape),
         )
 
     def _kept(self, part: Part, kept: reduce.Kept) -> Rows:
-        there = kept.strategy >= 0
-        metrics = {name: values[there] for name, values in kept.metrics.items()}
-        return self.plan.rows(part, kept.hardware[there], kept.strategy[there], metrics)
+        hardware, strategy = np.asarray(kept.hardware), np.asarray(kept.strategy)
+        there = strategy >= 0
+        metrics = {name: np.asarray(values)[there] for name, values in kept.metrics.items()}
+        return self.plan.rows(part, hardware[there], strategy[there], metrics)
 
     def _rows(self, part: Part, state: reduce.State, shape: Shape) -> Rows:
         # tiles lie one after another: bring points into the order of their numbers, without the padding
         cell = self.plan.cells[part.cell]
         hardware, strategies = tile_shape(self.plan, cell, shape.chunk)
-        across, along = -(-part.count // hardware), -(-cell.strategies // strategies)
+        across, along = -(-part.size // hardware), -(-cell.strategies // strategies)
         share = -(-across * along // self.devices)
 
         def ordered(values: np.ndarray) -> np.ndarray:
             tiles = values[:, :share].reshape(-1, hardware * strategies)[: across * along]
             tiles = tiles.reshape(across, along, hardware, strategies).swapaxes(1, 2)
             tiles = tiles.reshape(across * hardware, along * strategies)
-            return tiles[: part.count, : cell.strategies].reshape(-1)
+            return tiles[: part.size, : cell.strategies].reshape(-1)
 
-        metrics = {name: ordered(values) for name, values in state.rows.items()}
-        number = np.arange(part.count * cell.strategies, dtype=np.int32)
+        metrics = {name: ordered(np.asarray(values)) for name, values in state.rows.items()}
+        number = np.arange(part.size * cell.strategies, dtype=np.int32)
         if self.plan.keep.rows == "feasible":
             number = number[metrics["margin"] >= 0.0]
             metrics = {name: values[number] for name, values in metrics.items()}

@@ -72,17 +72,19 @@ class Store:
                 raise StoreError(f"out is {str(path)!r}: it holds other files; it must be new, empty or of this sweep")
             path.mkdir(parents=True, exist_ok=True)
             lock = _locked(path)
-            if not file.exists():
-                text = json.dumps(_manifest(plan, chunk), indent=2) + "\n"
-                _replace(file, lambda sink: sink.write(text.encode()))
-            for name in ("parts", "rows"):
-                if name == "parts" or plan.keep.rows != "none":
+            try:
+                if not file.exists():
+                    text = json.dumps(_manifest(plan, chunk), indent=2) + "\n"
+                    _replace(file, lambda sink: sink.write(text.encode()))
+                store = cls.join(path, plan)
+                for name in ("parts", "rows") if plan.keep.rows != "none" else ("parts",):
                     (path / name).mkdir(exist_ok=True)
-            store = cls.join(path, plan)
-            store._lock = lock
-            for folder in (path, path / "parts", path / "rows"):
-                for left in folder.glob(".*.tmp"):
+                for left in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):
                     left.unlink(missing_ok=True)
+            except BaseException:
+                lock.close()
+                raise
+            store._lock = lock
             return store
 
     @classmethod
@@ -181,9 +183,7 @@ class Store:
             if wanted:
                 self._table(self.path / f"{name}.parquet", columns, rows, counts)
 
-    def _table(
-        self, file: Path, columns: tuple[Column, ...], rows: Rows, counts: dict[str, Any] | None = None
-    ) -> None:
+    def _table(self, file: Path, columns: tuple[Column, ...], rows: Rows, counts: dict[str, Any] | None = None) -> None:
         if file.exists():
             return
         arrow, parquet = _arrow()
