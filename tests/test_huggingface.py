@@ -213,9 +213,7 @@ def test_every_dimension_is_required_by_name(name):
     config = _config(name)
     optional = {"num_key_value_heads", "head_dim", "max_window_layers", "sliding_window", "decoder_sparse_step"}
     dimensions = [
-        key
-        for key, value in config.items()
-        if type(value) is int and key not in optional and "token_id" not in key
+        key for key, value in config.items() if type(value) is int and key not in optional and "token_id" not in key
     ]
     whole = huggingface.from_config(config)
     refused = 0

@@ -140,7 +140,6 @@ def test_weights_of_all_stages_and_shards_are_the_parameters(name, p):
     assert 4 * used.weights.sum() / 2 == pytest.approx(float(num_parameters(model)) + routers, rel=EXACT)
 
 
-@pytest.mark.xfail(reason="a learned table of positions is also counted with the LM head", strict=True)
 @pytest.mark.parametrize("p", [1, 4])
 def test_learned_positions_are_held_once(p):
     model = replace(models.GPT3_175B, tied_embeddings=0)

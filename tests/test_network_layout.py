@@ -73,9 +73,7 @@ def test_single_dies_follow_a_serpentine(rows, cols):
 
 
 def test_placement_leaves_dies_over_idle():
-    drawing = placement_map(
-        wafer(5, 5), Strategy(tensor_rows=2, tensor_cols=2, pipeline_parallel=2, data_parallel=2)
-    )
+    drawing = placement_map(wafer(5, 5), Strategy(tensor_rows=2, tensor_cols=2, pipeline_parallel=2, data_parallel=2))
     assert drawing.tolist() == [
         [0, 0, 1, 1, -1],
         [0, 0, 1, 1, -1],
@@ -102,8 +100,7 @@ def test_tensor_ring(rows, cols, volume, steps):
 
 def test_rows_and_columns_take_fewer_steps_than_a_ring():
     ring, dimensions = (
-        layout(wafer(8, 8), Strategy(tensor_rows=8, tensor_cols=8, tensor_collective=code)).tensor
-        for code in (0, 1)
+        layout(wafer(8, 8), Strategy(tensor_rows=8, tensor_cols=8, tensor_collective=code)).tensor for code in (0, 1)
     )
     assert dimensions.steps[0] < ring.steps[0]
     assert dimensions.volume[0] > ring.volume[0]

@@ -159,7 +159,7 @@ def test_more_of_anything_is_never_slower(data, die, rows, cols, depth, factor):
         more = replace(die, **{where: factor * getattr(die, where)})
     else:
         more = replace(die, core=replace(die.core, **{where: factor * getattr(die.core, where)}))
-    core = Attention(*(jnp.asarray(x) for x in (rows, depth / 2, 8.0, 2.0, 64.0, 64.0, depth, 0.0)))
+    core = Attention(*(jnp.asarray(x) for x in (rows, depth / 2, rows, 8.0, 2.0, 64.0, 64.0, depth, 0.0)))
     before, after = (one(products(d, IDEAL, shapes(rows, cols, depth), 4.0, HARD)) for d in (die, more))
     core_before, core_after = (one(core_cost(d, IDEAL, core, HARD)) for d in (die, more))
     for slow, fast in ((before, after), (core_before, core_after)):
@@ -170,7 +170,7 @@ def test_more_of_anything_is_never_slower(data, die, rows, cols, depth, factor):
 @settings(max_examples=60)
 @given(die=die_of, rows=sizes, cols=sizes, depth=sizes, sharpness=st.floats(2, 1e5), flash=st.sampled_from([0.0, 1.0]))
 def test_smooth_brackets_hard(die, rows, cols, depth, sharpness, flash):
-    core = Attention(*(jnp.asarray(x) for x in (rows, depth / 2, 8.0, 2.0, 64.0, 64.0, depth, 1 - flash)))
+    core = Attention(*(jnp.asarray(x) for x in (rows, depth / 2, rows, 8.0, 2.0, 64.0, 64.0, depth, 1 - flash)))
     for cost in (
         lambda relax: one(products(die, IDEAL, shapes(rows, cols, depth), 4.0, relax)),
         lambda relax: one(core_cost(die, IDEAL, core, relax)),

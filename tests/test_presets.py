@@ -92,9 +92,7 @@ PUBLISHED_DIES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("machine", "dies", "flop_rate", "capacity", "bandwidth", "sram", "tolerance"), PUBLISHED_DIES
-)
+@pytest.mark.parametrize(("machine", "dies", "flop_rate", "capacity", "bandwidth", "sram", "tolerance"), PUBLISHED_DIES)
 def test_machines_have_their_published_totals(machine, dies, flop_rate, capacity, bandwidth, sram, tolerance):
     die = machine.die
     assert float(machine.num_dies) == dies
@@ -110,9 +108,7 @@ def test_machines_have_their_published_totals(machine, dies, flop_rate, capacity
 
 def test_a_wrong_published_total_fails():
     with pytest.raises(AssertionError):
-        test_machines_have_their_published_totals(
-            wafers.WATOS_CONFIG_3, 56, 700 * TERA, 70 * GIGA, None, None, 1e-6
-        )
+        test_machines_have_their_published_totals(wafers.WATOS_CONFIG_3, 56, 700 * TERA, 70 * GIGA, None, None, 1e-6)
 
 
 def test_watos_config_3_totals():
@@ -120,8 +116,7 @@ def test_watos_config_3_totals():
     assert float(wafer.num_dies * wafer.die.flop_rate) == pytest.approx(39_648 * TERA)
     assert float(wafer.num_dies * wafer.die.memory.capacity) == pytest.approx(3_920 * GIGA)
     per_edge = [
-        float(w.d2d.bandwidth) / TERA
-        for w in (wafers.WATOS_CONFIG_3_D2D_HALF, wafer, wafers.WATOS_CONFIG_3_D2D_4TB)
+        float(w.d2d.bandwidth) / TERA for w in (wafers.WATOS_CONFIG_3_D2D_HALF, wafer, wafers.WATOS_CONFIG_3_D2D_4TB)
     ]
     assert per_edge == [0.5, 1.0, 4.0]
 

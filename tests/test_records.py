@@ -126,9 +126,7 @@ def test_large_whole_numbers_keep_their_value():
 def test_every_field_is_described(record):
     """The `Attributes:` list names each field, in order."""
     text = inspect.getdoc(type(record)).split("Attributes:\n")[1].split("\n\n")[0]
-    named = [
-        line.split(":")[0].strip() for line in text.splitlines() if line.startswith("    ") and line[4] != " "
-    ]
+    named = [line.split(":")[0].strip() for line in text.splitlines() if line.startswith("    ") and line[4] != " "]
     assert named == [field.name for field in dataclasses.fields(record)]
 
 

@@ -146,13 +146,19 @@ def step_energy(
         + _over_stages(held.dense, dense, repeated[0])
         + _over_stages(held.mixture, mixture, repeated[1])
     )
-    hops = over_tiers(jnp.sum(layout.pipeline_steps, axis=-2), per_byte_and_hop)
-    sends = 2.0 * strategy.virtual_stages * sizes.pipeline * hops
+    chunks = strategy.virtual_stages - held.last
+    hops = over_tiers(jnp.sum(layout.pipeline_steps * chunks[:, None], axis=-2), per_byte_and_hop)
+    sends = 2.0 * sizes.pipeline * hops
     micro_batches = strategy.num_micro_batches * (layers + operators.both.head + sends)
-    weights = parameters_per_pipeline(model, strategy)
-    reduction = carried(layout.data, weights * (strategy.gradient_bytes + ELEMENT_BYTES) / 2.0)
-    optimizer = OPTIMIZER_TRAFFIC * weights * system.technology.dram_energy
+    common, experts = parameters_per_pipeline(model, strategy)
+    sharded = jnp.where(strategy.optimizer_sharding >= 1.0, 1.0, 0.0)
+    returned = sharded * ELEMENT_BYTES + (1.0 - sharded) * strategy.gradient_bytes
+    halves = 0.5 * (strategy.gradient_bytes + returned)
+    reduction = carried(layout.data, common * halves) + carried(layout.expert_data, experts * halves)
     replicas = strategy.data_parallel * strategy.context_parallel
+    # sharded states are updated once, others by every replica
+    updates = sharded * (common + strategy.expert_parallel * experts) + (1.0 - sharded) * replicas * (common + experts)
+    optimizer = OPTIMIZER_TRAFFIC * updates * system.technology.dram_energy
     switching = strategy.tensor_parallel * (replicas * (micro_batches + reduction) + optimizer)
     if not isinstance(hardware, Wafer):
         return switching

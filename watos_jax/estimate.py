@@ -27,6 +27,8 @@ from watos_jax.workload import attention, elementwise, matmuls, messages, model_
 from watos_jax.xla import fence
 
 Fidelity = Literal["roofline"]
+ROUNDING: Final = 1e-6
+"""Excess over an allowance that is put down to floating point; a limit met exactly counts as met."""
 FIDELITIES: Final = ("roofline",)
 """Operator models, from the quickest to the most faithful."""
 
@@ -69,8 +71,8 @@ class Estimate(eqx.Module):
 
     @property
     def feasible(self) -> bool:
-        """Whether every margin is at least 0; for concrete, unbatched estimates."""
-        return float(self.margins[self.binding]) >= 0.0
+        """Whether no limit is exceeded by more than rounding, `ROUNDING`; for concrete, unbatched estimates."""
+        return float(self.margins[self.binding]) >= -ROUNDING
 
 
 def estimate(
@@ -127,8 +129,9 @@ def _padded_recompute(strategy: Strategy, max_stages: int) -> Strategy:
     levels = concrete(strategy.recompute)
     if levels is None or levels.ndim == 0 or levels.shape[-1] == max_stages:
         return strategy
-    if levels.shape[-1] > max_stages:
-        raise ValueError(f"recompute has {levels.shape[-1]} levels: it must have at most {max_stages}, one per stage")
+    stages = concrete(strategy.pipeline_parallel)
+    if stages is None or levels.shape[-1] != stages:
+        raise ValueError(f"recompute has {levels.shape[-1]} levels: it must have one, or one per stage")
     padding = [(0, 0)] * (levels.ndim - 1) + [(0, max_stages - levels.shape[-1])]
     return eqx.tree_at(lambda s: s.recompute, strategy, np.pad(levels, padding))
 
@@ -161,7 +164,7 @@ def _estimate(
         pieces(products.forward, core.forward, seconds),
         pieces(products.backward, core.backward, seconds, 2.0),
         collective_times(system, strategy, layout, sizes),
-        pipeline_sends(system, strategy, layout, sizes),
+        pipeline_sends(system, strategy, layout, sizes, held),
         strategy,
         held,
     )

@@ -47,6 +47,7 @@ class Technology(eqx.Module):
 
     def __check_init__(self) -> None:
         check_range("Technology", {name: getattr(self, name) for name in self.__dataclass_fields__})
+        check_range("Technology", {"nominal_clock": self.nominal_clock}, open_low=True)
 
 
 class Core(eqx.Module):
@@ -101,6 +102,8 @@ class Memory(eqx.Module):
 
     def __check_init__(self) -> None:
         check_range("Memory", {name: getattr(self, name) for name in self.__dataclass_fields__})
+        rates = ("num_stacks", "stack_bytes", "stack_bandwidth", "sustained_fraction")
+        check_range("Memory", {name: getattr(self, name) for name in rates}, open_low=True)
 
     @property
     def capacity(self) -> Leaf:

@@ -169,7 +169,7 @@ def stage_parameters(model: Transformer, strategy: Strategy) -> tuple[Additive, 
     common = Additive(
         dense=counts.attention + counts.mlp,
         mixture=counts.attention + counts.router_and_shared,
-        first=counts.embedding,
+        first=counts.embedding + counts.positions,
         last=counts.embedding * second,
     )
     return common, Additive(dense=0.0, mixture=counts.experts)

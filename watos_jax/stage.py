@@ -88,19 +88,22 @@ def collective_times(system: System, strategy: Strategy, layout: Layout, sizes: 
 
 
 def pipeline_sends(
-    system: System, strategy: Strategy, layout: Layout, sizes: Messages
+    system: System, strategy: Strategy, layout: Layout, sizes: Messages, held: Stages
 ) -> tuple[PerStage, PerStage]:
     """Seconds per micro-batch that each stage sends activations on, and that it sends in all, once per chunk.
 
     What it sends in all are activations over the boundary after it and gradients over the boundary before it.
     """
     links = [tier.link for tier in system.tiers]
-    volume_time = strategy.virtual_stages * (1.0 + system.efficiency.network_overhead) * sizes.pipeline
+    volume_time = (1.0 + system.efficiency.network_overhead) * sizes.pipeline
     per_volume = [volume_time / link.bandwidth for link in links]
-    per_step = [strategy.virtual_stages * link.latency for link in links]
-    per_volume, per_step = fence((per_volume, per_step), strategy.pipeline_parallel)
-    sent = over_tiers(layout.pipeline_volume, per_volume) + over_tiers(layout.pipeline_steps, per_step)
-    return sent, jax.lax.reduce_window(sent, 0.0, jax.lax.add, (2,), (1,), ((1, 0),))
+    per_step = [link.latency for link in links]
+    per_volume, per_step, chunks = fence((per_volume, per_step, strategy.virtual_stages), strategy.pipeline_parallel)
+    once = over_tiers(layout.pipeline_volume, per_volume) + over_tiers(layout.pipeline_steps, per_step)
+    # the boundary after the last stage is the wrap to the first: one chunk fewer passes it
+    inner, wrap = chunks * once * (1.0 - held.last), (chunks - 1.0) * once * held.last
+    both_sides = jax.lax.reduce_window(inner, 0.0, jax.lax.add, (2,), (1,), ((1, 0),))
+    return inner + wrap, both_sides + wrap + held.first * jnp.sum(wrap, axis=-1)
 
 
 def stage_times(

@@ -35,7 +35,7 @@ reduce-scatter along rows, all-reduce along columns, all-gather along rows."""
 FEW_VALUES: Final = (
     ("sequence_parallel", (0.0, 1.0), "0 or 1"),
     ("flash_attention", (0.0, 1.0), "0 or 1"),
-    ("tensor_collective", (0.0, 1.0), "0 or 1"),
+    ("tensor_collective", (0.0, 1.0), "0 (ring) or 1 (row_column)"),
     ("gradient_bytes", (2.0, 4.0), "2 or 4"),
     ("optimizer_sharding", (0.0, 1.0, 2.0), "0, 1 or 2"),
 )
@@ -185,6 +185,10 @@ def violation(model: Transformer, strategy: Strategy) -> str | None:
             v == 1 or (batch / replica_batch) % p == 0,
             f"virtual_stages is {v:g}: the number of micro-batches ({batch / replica_batch:g}) must be a multiple of "
             f"pipeline_parallel ({p:g})",
+        ),
+        (
+            v == 1 or float(strategy.schedule) == 0,
+            f"schedule is {float(strategy.schedule):g}: virtual_stages above 1 ({v:g}) needs schedule 0 (1f1b)",
         ),
         (v == 1 or p > 1, f"virtual_stages is {v:g}: it needs pipeline_parallel above 1"),
         (

@@ -61,6 +61,7 @@ class Attention(eqx.Module):
     Attributes:
         queries: tokens that ask.
         keys: mean number of keys that one query's products touch (halved by causality where scores stay on chip).
+        key_tokens: tokens whose keys and values are read; all parts of the sequence under context parallelism.
         heads: query heads.
         kv_heads: key and value heads.
         head_dim: width of query and key.
@@ -71,6 +72,7 @@ class Attention(eqx.Module):
 
     queries: Scalar
     keys: Scalar
+    key_tokens: Scalar
     heads: Scalar
     kv_heads: Scalar
     head_dim: Scalar
@@ -107,7 +109,8 @@ class Parameters(eqx.Module):
         mlp: of one dense feed-forward block.
         router_and_shared: of one mixture layer, outside the routed experts.
         experts: of one mixture layer's routed experts.
-        embedding: of the embedding table (or LM head), with learned positions.
+        embedding: of the embedding table (or LM head).
+        positions: of the learned table of positions.
     """
 
     attention: Scalar
@@ -115,6 +118,7 @@ class Parameters(eqx.Module):
     router_and_shared: Scalar
     experts: Scalar
     embedding: Scalar
+    positions: Scalar
 
 
 class Activations(eqx.Module):
@@ -239,6 +243,7 @@ def attention(model: Transformer, strategy: Strategy) -> Attention:
     flash = strategy.flash_attention
     return Attention(
         queries=micro_batch_tokens(model, strategy),
+        key_tokens=strategy.micro_batch_size * model.sequence_length,
         keys=flash * mean_keys(model) + (1.0 - flash) * model.sequence_length,
         heads=model.num_attention_heads / strategy.tensor_parallel,
         kv_heads=jnp.where(
@@ -304,7 +309,8 @@ def parameters(model: Transformer, strategy: Strategy) -> Parameters:
         mlp=matrices * hidden * model.ffn_hidden_size / t,
         router_and_shared=weights[7] + weights[10] + weights[11],
         experts=weights[8] + weights[9],
-        embedding=model.vocab_size * hidden / t + model.learned_positions * model.sequence_length * hidden,
+        embedding=model.vocab_size * hidden / t,
+        positions=model.learned_positions * model.sequence_length * hidden,
     )
 
 
@@ -383,17 +389,13 @@ def layer_counts(model: Transformer) -> tuple[Scalar, Scalar]:
     return model.num_layers - mixture, mixture
 
 
-def parameters_per_pipeline(model: Transformer, strategy: Strategy) -> Scalar:
-    """Weights on all stages of one pipeline, per device of a tensor group, routed experts of one peer."""
+def parameters_per_pipeline(model: Transformer, strategy: Strategy) -> tuple[Scalar, Scalar]:
+    """Weights on all stages of one pipeline, per device of a tensor group: replicated ones, and routed experts."""
     per_device = parameters(model, strategy)
     dense, mixture = layer_counts(model)
     tables = 2.0 - model.tied_embeddings * jnp.where(strategy.pipeline_parallel > 1.0, 0.0, 1.0)
-    return (
-        model.num_layers * per_device.attention
-        + dense * per_device.mlp
-        + mixture * (per_device.router_and_shared + per_device.experts)
-        + tables * per_device.embedding
-    )
+    layers = model.num_layers * per_device.attention + dense * per_device.mlp + mixture * per_device.router_and_shared
+    return layers + tables * per_device.embedding + per_device.positions, mixture * per_device.experts
 
 
 def model_flop(model: Transformer, strategy: Strategy) -> Scalar:

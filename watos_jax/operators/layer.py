@@ -89,7 +89,7 @@ def pieces(matmuls: Float[Array, " ops"], core: Scalar, traffic: Elementwise, sc
         expert_up=expert_up,
         expert_activation=scale * traffic.expert_activation,
         expert_down=expert_down,
-        head=head + 0.5 * traffic.loss,
+        head=head + scale / 3.0 * traffic.loss,
     )
 
 

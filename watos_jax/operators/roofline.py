@@ -113,7 +113,7 @@ def attention_cost(die: Die, efficiency: Efficiency, shape: Attention, relax: Re
     overhead = 1.0 + efficiency.attention_overhead + efficiency.attention_rows / shape.sequence
     compute = macs * overhead * _time_per_mac(die, relax)
     kv_width = shape.kv_heads * (shape.head_dim + shape.value_dim)
-    compulsory = shape.queries * (width + kv_width)
+    compulsory = shape.queries * width + shape.key_tokens * kv_width
     tiled = macs * (2.0 * _inverse_root_capacity(die))
     scores = shape.materialised * SCORE_BYTES * shape.queries * shape.keys * shape.heads
     moved = ELEMENT_BYTES * relax.maximum(compulsory, tiled) + scores

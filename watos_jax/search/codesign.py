@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from watos_jax.batch import map_chunks
-from watos_jax.estimate import Estimate, estimate
+from watos_jax.estimate import ROUNDING, Estimate, estimate
 from watos_jax.hardware import Budget, Knobs, System, Tier, Wafer
 from watos_jax.model import Transformer
 from watos_jax.search import lattice
@@ -215,7 +215,7 @@ class _Search:
 
     def _merit(self, points: Point) -> np.ndarray:
         times, excess = self._scores(points)
-        return np.log(times) + OFF_LIMITS * np.maximum(excess, 0.0) ** 2
+        return np.log(times) + OFF_LIMITS * np.maximum(excess - ROUNDING, 0.0) ** 2
 
     def _descend(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
         self.evaluations += len(points.knobs) * ROUNDS * STEPS
@@ -229,7 +229,7 @@ class _Search:
         indices = np.concatenate(boxes)
         starts = self._best_of_each(points, owners, indices)[:REFINED]
         refined = [self._refine(points, *start) for start in starts]
-        winner, index, found, _ = min(refined, key=lambda one: (max(one[3], 0.0), one[2]))
+        winner, index, found, _ = min(refined, key=lambda one: (max(one[3] - ROUNDING, 0.0), one[2]))
         return self._design(points, winner, index, min(float(times[winner]), found))
 
     def _refine(
@@ -241,7 +241,7 @@ class _Search:
                 [lattice.inside(self.budget, lattice.box(index)), lattice.moves(self.budget, index)]
             )
             _, there, time_there, excess_there = self._best_of_each(points, np.full(len(around), owner), around)[0]
-            if (max(excess_there, 0.0), time_there) >= (max(excess, 0.0), found):
+            if (max(excess_there - ROUNDING, 0.0), time_there) >= (max(excess - ROUNDING, 0.0), found):
                 return owner, index, found, excess
             index, found, excess = there, time_there, excess_there
 
@@ -251,7 +251,7 @@ class _Search:
         # of each candidate the fastest feasible lattice point, or the one that exceeds its limits least; best first
         knobs = lattice.values_at(self.budget, indices)
         times, excess = self._scores(_take(points, owners)._replace(knobs=knobs))
-        order = np.lexsort((times, np.maximum(excess, 0.0)))
+        order = np.lexsort((times, np.maximum(excess - ROUNDING, 0.0)))
         _, first = np.unique(owners[order], return_index=True)
         best = order[np.sort(first)]
         return [(int(owners[row]), indices[row], float(times[row]), float(excess[row])) for row in best]

@@ -36,8 +36,10 @@ def counts(budget: Budget) -> Index:
 
 
 def values_at(budget: Budget, index: Index) -> KnobArray:
-    """Values of lattice points, `low + index * step`."""
-    return to_array(budget.low) + index * to_array(budget.step)
+    """Values of lattice points, `low + index * step`, to 12 digits: 8 mm + 36 x 0.5 mm is 26 mm, not a hair more."""
+    values = to_array(budget.low) + index * to_array(budget.step)
+    scale = 10.0 ** (11.0 - np.floor(np.log10(values)))
+    return np.rint(values * scale) / scale
 
 
 def nearest(budget: Budget, values: KnobArray) -> Index:

@@ -198,7 +198,6 @@ class Store:
         metadata = {"watos_jax": json.dumps(counts or {"digest": self.plan.digest})}
         table = arrow.Table.from_arrays(arrays, schema=arrow.schema(fields, metadata=metadata))
         encoded = [name for name in table.column_names if name not in (*plain, "index", *FLAGS)]
-        index = {"index": "DELTA_BINARY_PACKED"} if "index" in table.column_names else None
         with _explained(self.path):
             _replace(
                 file,
@@ -208,7 +207,6 @@ class Store:
                     compression="zstd",
                     compression_level=1,
                     use_dictionary=encoded,
-                    column_encoding=index,
                     write_statistics=True,
                 ),
             )
