@@ -98,10 +98,7 @@ def test_step_is_the_pipeline_then_reduction_and_optimizer(strategy):
     assert float(result.step_time) == pytest.approx(pipeline + after, rel=EXACT)
 
 
-@pytest.mark.parametrize(
-    "label",
-    [label for label in STRATEGIES],
-)
+@pytest.mark.parametrize("label", STRATEGIES)
 def test_padding_takes_no_time(label):
     result = estimate(WAFER, MODEL, STRATEGIES[label])
     stages = int(STRATEGIES[label].pipeline_parallel)

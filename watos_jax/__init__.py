@@ -6,6 +6,7 @@ from watos_jax import batch as batch
 from watos_jax import formats as formats
 from watos_jax import pipeline as pipeline
 from watos_jax import presets as presets
+from watos_jax import sweeps as sweeps
 from watos_jax import units as units
 from watos_jax.estimate import Estimate as Estimate
 from watos_jax.estimate import estimate as estimate
@@ -33,5 +34,6 @@ from watos_jax.search.space import Options as Options
 from watos_jax.search.space import strategies as strategies
 from watos_jax.strategy import Layout as Layout
 from watos_jax.strategy import Strategy as Strategy
+from watos_jax.sweeps import sweep as sweep
 
 __version__ = _version("watos_jax")

@@ -83,9 +83,7 @@ def stack(runs: Sequence[Run]) -> Stacked:
         runs: at least one; systems of one structure (tiers and fabrics).
     """
     stages = padded(max(int(run.strategy.pipeline_parallel) for run in runs))
-    rows = [
-        (run.system, run.model, run.strategy, layout(run.system, run.strategy, max_stages=stages)) for run in runs
-    ]
+    rows = [(run.system, run.model, run.strategy, layout(run.system, run.strategy, max_stages=stages)) for run in runs]
     stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves), dtype=jnp.result_type(float)), *rows)
     return Stacked(*stacked)
 
@@ -118,7 +116,7 @@ def fit(runs: Sequence[Run], *, seed: int = 0) -> Fit:
             f"{2 * FOLDS} runs of {FOLDS} configurations"
         )
     stacked = stack(timed)
-    measured = np.log([run.step_time for run in timed])
+    measured = np.log(np.array([run.step_time for run in timed], float))
     vector = _levenberg_marquardt(stacked, measured, np.ones(len(timed)))
     fitted = np.asarray(_log_times(jnp.asarray(vector), stacked))
     folds = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % FOLDS, strict=True))

@@ -195,8 +195,7 @@ def memory_use(
     states_sharded, gradients_sharded = strategy.optimizer_sharding >= 1.0, strategy.optimizer_sharding >= 2.0
     weights = (common + experts) * ELEMENT_BYTES
     gradients = (
-        common * jnp.where(gradients_sharded, share, 1.0)
-        + experts * jnp.where(gradients_sharded, expert_share, 1.0)
+        common * jnp.where(gradients_sharded, share, 1.0) + experts * jnp.where(gradients_sharded, expert_share, 1.0)
     ) * strategy.gradient_bytes
     optimizer = (
         common * jnp.where(states_sharded, share, 1.0) + experts * jnp.where(states_sharded, expert_share, 1.0)

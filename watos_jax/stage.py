@@ -146,7 +146,7 @@ def stage_times(
         backward=whole - first,
         both=whole,
         parts={
-            "matmul": held.sum(Additive(*operators.matmul, last=operators.head)),
+            "matmul": held.sum(Additive(*operators.matmul) + Additive(0.0, 0.0, last=operators.head)),
             "attention": every * operators.core,
             "elementwise": held.sum(Additive(*operators.elementwise)),
             "recompute": held.sum(repeated),

@@ -1,6 +1,7 @@
 """Predicted against measured: training runs and simulated collectives, beside a baseline that knows nothing.
 
-Errors are fractions: `mape` and `median_ape` of |predicted / measured - 1|, `bias` the mean of predicted / measured - 1.
+Errors are fractions: `mape` and `median_ape` of |predicted / measured - 1|, `bias` the mean of
+predicted / measured - 1.
 `tau` is Kendall's rank correlation between predicted and measured times of runs of one group (the same source, model,
 sequence, batch and number of chips), averaged over groups by pairs; `regret` is the measured time of the run that the
 prediction would pick over the best measured one, minus 1, averaged over groups.
@@ -22,6 +23,7 @@ from watos_jax.hardware import Efficiency
 from watos_jax.measured import Run
 from watos_jax.network import simulated
 from watos_jax.presets import efficiencies
+from watos_jax.units import MIB, MICRO
 from watos_jax.workload import model_flop
 
 Report = dict[str, Any]
@@ -85,11 +87,13 @@ def network(path: str | Path) -> Report:
         found = simulated.predict(row)
         if found.skipped:
             skipped[found.skipped] += 1
-        elif float(row["bytes"]) < 2**20:
+        elif float(row["bytes"]) < MIB:
             skipped["below 1 MiB"] += 1
         else:
             name = row.get("row_id") or str(number)
-            cases[found.case].append({"row_id": name, "measured": float(row["time_us"]) * 1e-6, "predicted": found.time})
+            cases[found.case].append(
+                {"row_id": name, "measured": float(row["time_us"]) * MICRO, "predicted": found.time}
+            )
     predictions = [prediction for case in cases.values() for prediction in case]
     if not predictions:
         raise ValueError(f"{path} has no row that can be used: {dict(skipped)}")
@@ -151,9 +155,7 @@ def naive_times(runs: Sequence[Run]) -> np.ndarray:
     return times
 
 
-def _with_efficiency(
-    runs: list[Run], skipped: Counter[str]
-) -> tuple[list[Run], list[Efficiency], Counter[str]]:
+def _with_efficiency(runs: list[Run], skipped: Counter[str]) -> tuple[list[Run], list[Efficiency], Counter[str]]:
     kept, found = [], []
     for run in runs:
         record = efficiencies.of(run.chip, run.source)

@@ -19,10 +19,11 @@ from watos_jax.cli.calibrate import calibrate
 from watos_jax.cli.codesign import codesign
 from watos_jax.cli.estimate import estimate
 from watos_jax.cli.presets import presets
+from watos_jax.cli.sweep import sweep
 from watos_jax.cli.validate import validate
 from watos_jax.cli.values import one_line
 
-COMMANDS: Final = (estimate, codesign, presets, calibrate, validate)
+COMMANDS: Final = (estimate, codesign, sweep, presets, calibrate, validate)
 """The commands, in the order of the help; the name of a function is the name of its command."""
 PLAIN_WIDTH: Final = 120
 """Columns of tables that do not go to a terminal."""

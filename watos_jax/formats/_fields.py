@@ -29,9 +29,7 @@ class Fields:
         value = f"is {shown(self.config[key])}" if key in self.config else "is missing"
         return ValueError(f"{self.source}: {key} {value}: it must be {rule}")
 
-    def whole(
-        self, key: str, default: "int | Callable[[Fields], int] | object" = _REQUIRED, *, least: int = 1
-    ) -> int:
+    def whole(self, key: str, default: "int | Callable[[Fields], int] | object" = _REQUIRED, *, least: int = 1) -> int:
         """Return a whole number.
 
         Args:

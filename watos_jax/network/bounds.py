@@ -44,9 +44,7 @@ def bound_all_reduce(fabric: Fabric) -> Collective:
     if members == 1:
         return nothing(Network((fabric,)))
     volume = 2.0 * (members - 1) / members
-    return collective(
-        np.array([volume / least_links(fabric)]), np.array([2.0 * diameter(fabric)]), np.array([volume])
-    )
+    return collective(np.array([volume / least_links(fabric)]), np.array([2.0 * diameter(fabric)]), np.array([volume]))
 
 
 def bound_of_messages(fabric: Fabric, chunks: int) -> Collective:

@@ -132,14 +132,10 @@ def _by_tier(network: Network, source: Nodes, target: Nodes) -> list[tuple[int, 
     if network.num_tiers == 1:
         return [(0, slice(None))]
     tier = tier_of(network, source, target)
-    return [
-        (number, np.flatnonzero(tier == number)) for number in range(network.num_tiers) if (tier == number).any()
-    ]
+    return [(number, np.flatnonzero(tier == number)) for number in range(network.num_tiers) if (tier == number).any()]
 
 
-def worst_loads(
-    network: Network, source: Nodes, target: Nodes, weight: float = 1.0
-) -> Float[np.ndarray, " tiers"]:
+def worst_loads(network: Network, source: Nodes, target: Nodes, weight: float = 1.0) -> Float[np.ndarray, " tiers"]:
     """Load of the busiest directed link of each tier when all flows run at once.
 
     Args:

@@ -108,9 +108,7 @@ def layout_of(
     if max_stages is None:
         max_stages = padded(geometry.pipeline)
     if max_stages < geometry.pipeline:
-        raise ValueError(
-            f"max_stages is {max_stages}: it must be at least the {geometry.pipeline} pipeline stages"
-        )
+        raise ValueError(f"max_stages is {max_stages}: it must be at least the {geometry.pipeline} pipeline stages")
     place = geometry._replace(expert=1, interleaved=False, tensor_collective=0)
     boundaries = geometry.pipeline - 1 + geometry.interleaved if geometry.pipeline > 1 else 0
     parts = (

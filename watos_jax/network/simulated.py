@@ -236,9 +236,7 @@ def _simgrid(row: Row) -> tuple[str, Collective]:
     size = fabric.num_nodes
     mapping = row["rank_mapping"]
     network, members = Network((fabric,)), ORDERS[mapping](fabric.rows, fabric.cols)[None]
-    where = (
-        f"{_shape(fabric)}, {mapping}" if mapping != "row-major" or _shape(fabric) == "mesh" else _shape(fabric)
-    )
+    where = f"{_shape(fabric)}, {mapping}" if mapping != "row-major" or _shape(fabric) == "mesh" else _shape(fabric)
     match row["algorithm"], row["collective"]:
         case (("lr" | "ompi_ring_segmented"), _):
             ring = ring_all_reduce(network, members, directions="one", transport=Transport(blocking=True))
@@ -273,9 +271,7 @@ def _booksim(row: Row) -> tuple[str, Collective]:
 
 def _times(operation: Collective, phases: float) -> Collective:
     """An operation several times over."""
-    return Collective(
-        *(phases * np.asarray(part) for part in (operation.volume, operation.steps, operation.traffic))
-    )
+    return Collective(*(phases * np.asarray(part) for part in (operation.volume, operation.steps, operation.traffic)))
 
 
 TOOLS: Final = {"astra": _astra, "simgrid": _simgrid, "tacos": _tacos, "booksim2": _booksim}

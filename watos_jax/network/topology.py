@@ -133,9 +133,7 @@ def grid_loads(
     """
     rows, cols = fabric.rows, fabric.cols
     row, col, end_row, end_col = source // cols, source % cols, target // cols, target % cols
-    along_row = _segment_loads(
-        fabric.wraps(cols), cols, num_batches * rows, batch * rows + row, col, end_col, weight
-    )
+    along_row = _segment_loads(fabric.wraps(cols), cols, num_batches * rows, batch * rows + row, col, end_col, weight)
     along_col = _segment_loads(
         fabric.wraps(rows), rows, num_batches * cols, batch * cols + end_col, row, end_row, weight
     )

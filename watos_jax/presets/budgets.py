@@ -95,9 +95,7 @@ DENSE_215: Final = _budget(DENSE_N7, D2D_UCIE_S, ABSTRACT_BLOCK, 215.0 * MM)
 """What wafer-scale papers assume: `DENSE_N7` logic, UCIe standard-package links (112 GB/s/mm, up to 25 mm) and
 abstract memory blocks of 8.13 x 4.92 mm, on 215 x 215 mm (WSC-LLM, ISCA 2025)."""
 
-DENSE_198: Final = replace(
-    DENSE_215, wafer=replace(DENSE_215.wafer, window_width=198.0 * MM, window_height=198.0 * MM)
-)
+DENSE_198: Final = replace(DENSE_215, wafer=replace(DENSE_215.wafer, window_width=198.0 * MM, window_height=198.0 * MM))
 """`DENSE_215` on the 198 x 198 mm of WATOS (arXiv 2512.12279)."""
 
 ABUTTED_215: Final = _budget(DENSE_N7, D2D_UCIE_A, ABSTRACT_BLOCK, 215.0 * MM)

@@ -50,7 +50,7 @@ class Shape:
     """
 
     chunk: int
-    front: int = FRONT
+    front: int
 
 
 class Outcome(NamedTuple):
@@ -91,7 +91,7 @@ def outcomes(
         notice: called with a sentence when a tile or a front had to change its size; a warning where None.
     """
     say = notice or (lambda text: warnings.warn(text, RuntimeWarning, stacklevel=2))
-    runner = _Runner(plan, Shape(chunk or CHUNKS.get(jax.default_backend(), 512)), say)
+    runner = _Runner(plan, Shape(chunk or CHUNKS.get(jax.default_backend(), 512), FRONT), say)
     waiting: deque[tuple[Part, Any, Shape]] = deque()
     for number in numbers:
         part = plan.part(number)
@@ -112,7 +112,7 @@ def tune(plan: Plan, *, seconds: float = 0.5) -> int:
     default = CHUNKS.get(jax.default_backend(), 512)
     rates = {}
     for chunk in (default // 2, default, 2 * default, 4 * default):
-        runner = _Runner(plan, Shape(chunk), lambda text: None)
+        runner = _Runner(plan, Shape(chunk, FRONT), lambda text: None)
         part = plan.part(0)
         cell = plan.cells[part.cell]
         hardware = max(1, min(part.size, 32 * chunk // cell.strategies))
