@@ -77,22 +77,25 @@ STEP = 1e-5  # of a central difference
 
 @cache
 def transforms(function):
-    """`log f(exp x)` of a function of a record: many at once, its Jacobian forward, and a pullback."""
+    """`log f(exp x)` of a function of a record: many at once, its Jacobian, a pullback, and names of its outputs."""
+    names = {}
 
     def logarithms(logs, record, *context):
         values, structure = jax.tree.flatten(record)
         values = [jnp.where(value > 0, jnp.exp(log), value) for log, value in zip(logs, values, strict=True)]
-        outputs = jax.tree.leaves(function(jax.tree.unflatten(structure, values), *context))
-        flat = jnp.concatenate([jnp.ravel(output) for output in outputs])
+        outputs = function(jax.tree.unflatten(structure, values), *context)
+        flat = jnp.concatenate([jnp.ravel(output) for output in jax.tree.leaves(outputs)])
+        paths = jax.tree_util.tree_leaves_with_path(outputs)
+        names[flat.size] = [jax.tree_util.keystr(path) for path, output in paths for _ in range(output.size)]
         return jnp.log(jnp.where(flat > 0, flat, 1.0))
 
     def pulled(logs, cotangent, *rest):
         return jax.vjp(lambda x: logarithms(x, *rest), logs)[1](cotangent)[0]
 
     def many(logs, *rest):
-        return jax.lax.map(lambda x: logarithms(x, *rest), logs, batch_size=32)
+        return jax.vmap(lambda x: logarithms(x, *rest))(logs)
 
-    return jax.jit(many), jax.jit(jax.jacfwd(logarithms)), jax.jit(pulled)
+    return jax.jit(many), jax.jit(jax.jacfwd(logarithms)), jax.jit(pulled), names
 
 
 def elasticities(function, record, *context):
@@ -104,16 +107,11 @@ def elasticities(function, record, *context):
     record = jax.tree.map(float, record)
     leaves = np.array(jax.tree.leaves(record))
     logs = np.log(np.where(leaves > 0, leaves, 1.0))
-    many, forward, pulled = transforms(function)
+    many, forward, pulled, names = transforms(function)
     jacobian = np.asarray(forward(logs, record, *context))
     offsets = STEP * np.eye(leaves.size)
     above, below = np.split(np.asarray(many(np.concatenate([logs + offsets, logs - offsets]), record, *context)), 2)
-    shape = jax.eval_shape(function, record, *context)
-    outputs = [
-        jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(shape)
-        for _ in range(leaf.size)
-    ]
+    outputs = names[len(jacobian)]
     inputs = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(record)]
     differences = (above - below).T / (2 * STEP)
     wrong = np.argwhere(np.abs(jacobian - differences) > 1e-7 + 1e-6 * np.abs(differences))

@@ -77,7 +77,7 @@ class Hard(Relaxation):
         return jnp.where(a <= b, a, b)
 
     def max_over(self, a: Leaf) -> Result:
-        return _hard_largest(jnp.asarray(a))
+        return _hard_largest(_with_last_axis(a))
 
     def floor(self, a: Leaf) -> Result:
         return jnp.floor(a)
@@ -217,8 +217,12 @@ def _hard_largest_jvp(primals: tuple[Result], tangents: tuple[Result]) -> tuple[
     return largest, jnp.sum(jnp.where(index == first[..., None], tangent, 0.0), axis=-1)
 
 
-def _largest(maximum: Callable[[Leaf, Leaf], Result], values: Leaf) -> Result:
+def _with_last_axis(values: Leaf) -> Result:
     a = jnp.asarray(values)
     if a.ndim == 0 or a.shape[-1] == 0:
         raise ValueError(f"max_over of shape {a.shape}: there must be a last axis, and it must not be empty")
-    return fold(maximum, a)  # of equal numbers Hard gives the gradient to one
+    return a
+
+
+def _largest(maximum: Callable[[Leaf, Leaf], Result], values: Leaf) -> Result:
+    return fold(maximum, _with_last_axis(values))
