@@ -18,7 +18,7 @@ from watos_jax.network.times import over_tiers
 from watos_jax.operators.layer import Pieces, pieces, recomputed
 from watos_jax.operators.roofline import OperatorCost
 from watos_jax.relax import HARD, Relaxation
-from watos_jax.stage import OPTIMIZER_TRAFFIC
+from watos_jax.stage import OPTIMIZER_TRAFFIC, wrap_boundary
 from watos_jax.strategy import Collective, Layout, Strategy
 from watos_jax.units import PerStage, Scalar
 from watos_jax.workload import ELEMENT_BYTES, Elementwise, Messages, layer_counts, parameters_per_pipeline
@@ -146,8 +146,9 @@ def step_energy(
         + _over_stages(held.dense, dense, repeated[0])
         + _over_stages(held.mixture, mixture, repeated[1])
     )
-    chunks = strategy.virtual_stages - held.last
-    hops = over_tiers(jnp.sum(layout.pipeline_steps * chunks[:, None], axis=-2), per_byte_and_hop)
+    # every chunk passes each boundary, all but one the wrap
+    hops = strategy.virtual_stages * jnp.sum(layout.pipeline_steps, axis=-2)
+    hops = over_tiers(hops - wrap_boundary(strategy, layout.pipeline_steps), per_byte_and_hop)
     sends = 2.0 * sizes.pipeline * hops
     micro_batches = strategy.num_micro_batches * (layers + operators.both.head + sends)
     common, experts = parameters_per_pipeline(model, strategy)

@@ -70,8 +70,7 @@ class Stages(eqx.Module):
     def sum(self, each: Additive) -> PerStage:
         """A quantity of each stage: its dense and mixture layers, embedding and head times the value of each."""
         layers = self.dense * each.dense + self.mixture * each.mixture
-        entered = jnp.where(self.first > 0.0, layers + each.first, layers)
-        return jnp.where(self.last > 0.0, entered + each.last, entered)
+        return jnp.where(self.last > 0.0, each.last, 0.0) + (layers + self.first * each.first)
 
 
 class MemoryUse(eqx.Module):
@@ -109,32 +108,31 @@ def stages(model: Transformer, strategy: Strategy, max_stages: int) -> Stages:
         strategy: how it is spread.
         max_stages: padded number of stages.
     """
-    index = np.arange(max_stages, dtype=float)
+    # counted from 1, and compared with `where`: the compiler converts 0, 1, 2, ... from integers in every loop, and
+    # its minimum looks for NaN
+    number = np.arange(1.0, max_stages + 1.0)
+    turn = np.where(number > 1.0, number - 1.0, np.inf)
+    earlier = np.maximum(number - 2.0, 0.0)
     p, m, v = strategy.pipeline_parallel, strategy.num_micro_batches, strategy.virtual_stages
+    exists = number <= p
     base = jnp.floor(model.num_layers / p)
     spare = model.num_layers - base * p
-    # micro-batches kept at stage s: offset - slope * s, at most m
-    interleaved = v > 1.0
-    offset = jnp.where(interleaved, (2.0 * p - 1.0 + (v - 1.0) * p) / v, p)
+    layers = jnp.where(exists, base + jnp.where(turn <= spare, 1.0, 0.0), 0.0)
+    before = number * base - base + jnp.where(earlier < spare, earlier, spare)
+    mixture = _mixture_layers_before(model, before + layers) - _mixture_layers_before(model, before)
+    # micro-batches kept at a stage: offset - slope * number, at most m
+    interleaved, gpipe = v > 1.0, strategy.schedule == 1.0
     slope = jnp.where(interleaved, 2.0 / v, 1.0)
-    gpipe = strategy.schedule == 1.0
-    offset, slope = jnp.where(gpipe, m, offset), jnp.where(gpipe, 0.0, slope)
-    p, m, base, spare, offset, slope = fence((p, m, base, spare, offset, slope), p)
-
-    def layers_before(stage: Float[np.ndarray, " stages"]) -> PerStage:
-        return stage * base + jnp.minimum(np.maximum(stage - 1.0, 0.0), spare)
-
-    start, end = layers_before(index), layers_before(index + 1.0)
-    mixture = _mixture_layers_before(model, end) - _mixture_layers_before(model, start)
-    kept = offset - slope * index
-    active = jnp.where(index < p, 1.0, 0.0)
+    offset = jnp.where(interleaved, (2.0 * p + 1.0 + (v - 1.0) * p) / v, p + 1.0)
+    offset, slope = fence((jnp.where(gpipe, m, offset), jnp.where(gpipe, 0.0, slope)), p)
+    kept = offset - slope * number
     return Stages(
-        active=active,
-        first=jnp.where(index == 0.0, 1.0, 0.0),
-        last=jnp.where(index == p - 1.0, 1.0, 0.0),
-        dense=(end - start - mixture) * active,
-        mixture=mixture * active,
-        in_flight=jnp.where(kept < m, kept, m) * active,
+        active=jnp.where(exists, 1.0, 0.0),
+        first=jnp.where(number == 1.0, 1.0, 0.0),
+        last=jnp.where(number == p, 1.0, 0.0),
+        dense=layers - mixture,
+        mixture=mixture,
+        in_flight=jnp.where(exists, jnp.where(kept < m, kept, m), 0.0),
     )
 
 
@@ -201,24 +199,22 @@ def memory_use(
         common * jnp.where(states_sharded, share, 1.0) + experts * jnp.where(states_sharded, expert_share, 1.0)
     ) * OPTIMIZER_BYTES
     inventory = activations(model, strategy)
-    dense, mixture = kept_bytes(inventory, strategy)
-    nothing_again = Strategy(recompute=0.0, flash_attention=strategy.flash_attention)
-    whole_dense, whole_mixture = kept_bytes(inventory, nothing_again)
+    kept = kept_bytes(inventory, strategy)
+    none_again = Strategy(recompute=0.0, flash_attention=strategy.flash_attention)
+    again = jax.tree.map(jnp.subtract, kept_bytes(inventory, none_again), kept)
     logits = LOGIT_BYTES * micro_batch_tokens(model, strategy) * model.vocab_size / strategy.tensor_parallel
-    states, kept, working = fence(
-        (
-            (weights, gradients, optimizer, weights + gradients + optimizer),
-            (dense, mixture),
-            (whole_dense - dense, whole_mixture - mixture, logits),
-        ),
-        peers,
+    whole = weights + gradients + optimizer + Additive(0.0, 0.0, last=logits)
+    kept, again, whole = fence((kept, again, whole), peers)
+    kept_now = held.in_flight * (held.dense * kept[0] + held.mixture * kept[1])
+    recomputed = jnp.where(held.mixture > 0.0, again[1], again[0]) * held.active
+    parts = MemoryUse(
+        weights=held.sum(weights),
+        gradients=held.sum(gradients),
+        optimizer=held.sum(optimizer),
+        activations=kept_now,
+        working=recomputed + held.last * logits,
     )
-    weights, gradients, optimizer, states = states
-    again_dense, again_mixture, logits = working
-    active = held.in_flight * (held.dense * kept[0] + held.mixture * kept[1])
-    again = jnp.where(held.mixture > 0.0, again_mixture, again_dense) * held.active + held.last * logits
-    parts = MemoryUse(held.sum(weights), held.sum(gradients), held.sum(optimizer), active, again)
-    return held.sum(states) + active + again, parts
+    return held.sum(whole) + kept_now + recomputed, parts
 
 
 def _mixture_layers_before(model: Transformer, layers: PerStage) -> PerStage:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from watos_jax.units import Leaf, Scalar, as_leaf, check_range
@@ -71,7 +72,7 @@ class Hard(Relaxation):
     """The exact operations. The gradient is that of the active branch; floor, ceil and indicators have none."""
 
     def maximum(self, a: Leaf, b: Leaf) -> Result:
-        return jnp.where(a >= b, a, b)
+        return _hard_maximum(a, b)
 
     def minimum(self, a: Leaf, b: Leaf) -> Result:
         return jnp.where(a <= b, a, b)
@@ -204,6 +205,20 @@ def _smooth_minimum_jvp(primals: Triple, tangents: Triple) -> tuple[Result, Resu
 
 
 @jax.custom_jvp
+def _hard_maximum(a: Leaf, b: Leaf) -> Result:
+    return jnp.where(a >= b, a, b)
+
+
+@_hard_maximum.defjvp
+def _hard_maximum_jvp(primals: tuple[Leaf, Leaf], tangents: tuple[Leaf, Leaf]) -> tuple[Result, Result]:
+    # a slope of 1 or 0 as a number: the reverse pass of `where` would keep its condition and branch on it
+    a, b = primals
+    a_dot, b_dot = tangents
+    slope = jnp.where(a >= b, 1.0, 0.0)
+    return _hard_maximum(a, b), slope * a_dot + (1.0 - slope) * b_dot
+
+
+@jax.custom_jvp
 def _hard_largest(values: Result) -> Result:
     return jnp.max(values, axis=-1)
 
@@ -212,9 +227,9 @@ def _hard_largest(values: Result) -> Result:
 def _hard_largest_jvp(primals: tuple[Result], tangents: tuple[Result]) -> tuple[Result, Result]:
     (values,), (tangent,) = primals, tangents
     largest = jnp.max(values, axis=-1)
-    index = jnp.arange(values.shape[-1], dtype=values.dtype)
-    first = jnp.min(jnp.where(values == largest[..., None], index, values.shape[-1]), axis=-1)
-    return largest, jnp.sum(jnp.where(index == first[..., None], tangent, 0.0), axis=-1)
+    number = np.arange(1.0, values.shape[-1] + 1.0)
+    first = jnp.min(jnp.where(values == largest[..., None], number, np.inf), axis=-1)
+    return largest, jnp.sum(jnp.where(number == first[..., None], tangent, 0.0), axis=-1)
 
 
 def _with_last_axis(values: Leaf) -> Result:

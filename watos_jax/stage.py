@@ -9,6 +9,8 @@ from typing import Final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from watos_jax.hardware import System
 from watos_jax.memory import Additive, Stages
@@ -16,7 +18,7 @@ from watos_jax.network.times import over_tiers, slope_and_latency
 from watos_jax.operators.layer import Pieces, recomputed
 from watos_jax.relax import Relaxation
 from watos_jax.strategy import Collective, Layout, Strategy
-from watos_jax.units import PerStage, Scalar
+from watos_jax.units import PerStage, PerTier, Scalar
 from watos_jax.workload import ELEMENT_BYTES, Messages
 from watos_jax.xla import fence
 
@@ -36,6 +38,20 @@ class CollectiveTimes(eqx.Module):
     tensor: Scalar
     context: Scalar
     expert: Scalar
+
+
+class Sends(eqx.Module):
+    """Seconds of one micro-batch's activations and gradients between stages.
+
+    Attributes:
+        ahead: activations sent to the next stage.
+        both: the same, and gradients sent to the stage before.
+        wrap: activations from the last stage back to the first, or their gradients, of interleaved pipelines.
+    """
+
+    ahead: PerStage
+    both: PerStage
+    wrap: Scalar
 
 
 class StageTimes(eqx.Module):
@@ -87,30 +103,34 @@ def collective_times(system: System, strategy: Strategy, layout: Layout, sizes: 
     )
 
 
-def pipeline_sends(
-    system: System, strategy: Strategy, layout: Layout, sizes: Messages, held: Stages
-) -> tuple[PerStage, PerStage]:
-    """Seconds per micro-batch that each stage sends activations on, and that it sends in all, once per chunk.
+def wrap_boundary(strategy: Strategy, coefficients: Float[Array | np.ndarray, "stages tiers"]) -> PerTier:
+    """Coefficients of the boundary after the last stage, from which interleaved pipelines wrap to the first."""
+    return jnp.asarray(coefficients)[jnp.asarray(strategy.pipeline_parallel - 1.0).astype(jnp.int32)]
 
-    What it sends in all are activations over the boundary after it and gradients over the boundary before it.
-    """
+
+def pipeline_sends(system: System, strategy: Strategy, layout: Layout, sizes: Messages, held: Stages) -> Sends:
+    """Time the sends of one micro-batch: every chunk passes each boundary, all but one chunk the wrap."""
     links = [tier.link for tier in system.tiers]
     volume_time = (1.0 + system.efficiency.network_overhead) * sizes.pipeline
-    per_volume = [volume_time / link.bandwidth for link in links]
+    per_volume = fence([volume_time / link.bandwidth for link in links], strategy.pipeline_parallel)
     per_step = [link.latency for link in links]
-    per_volume, per_step, chunks = fence((per_volume, per_step, strategy.virtual_stages), strategy.pipeline_parallel)
-    once = over_tiers(layout.pipeline_volume, per_volume) + over_tiers(layout.pipeline_steps, per_step)
-    # the boundary after the last stage is the wrap to the first: one chunk fewer passes it
-    inner, wrap = chunks * once * (1.0 - held.last), (chunks - 1.0) * once * held.last
-    both_sides = jax.lax.reduce_window(inner, 0.0, jax.lax.add, (2,), (1,), ((1, 0),))
-    return inner + wrap, both_sides + wrap + held.first * jnp.sum(wrap, axis=-1)
+
+    def seconds(volume: Float[Array, "*s tiers"], steps: Float[Array, "*s tiers"]) -> Float[Array, "*s"]:
+        return jnp.asarray(over_tiers(volume, per_volume) + over_tiers(steps, per_step))
+
+    once = seconds(jnp.asarray(layout.pipeline_volume), jnp.asarray(layout.pipeline_steps))
+    ahead = jnp.where(held.last > 0.0, 0.0, strategy.virtual_stages * once)
+    wrap = seconds(wrap_boundary(strategy, layout.pipeline_volume), wrap_boundary(strategy, layout.pipeline_steps))
+    # each stage's own boundary and the one before it
+    both = jax.lax.reduce_window(ahead, 0.0, jax.lax.add, (2,), (1,), ((1, 0),))
+    return Sends(ahead, both, fence((strategy.virtual_stages - 1.0) * wrap, strategy.pipeline_parallel))
 
 
 def stage_times(
     forward: Pieces,
     backward: Pieces,
     collective: CollectiveTimes,
-    sends: tuple[PerStage, PerStage],
+    sends: Sends,
     strategy: Strategy,
     held: Stages,
 ) -> StageTimes:
@@ -123,7 +143,7 @@ def stage_times(
         forward: seconds of the forward pieces.
         backward: seconds of the backward pieces.
         collective: seconds of the collectives.
-        sends: seconds of sending activations on and gradients back.
+        sends: seconds of sends between stages.
         strategy: recomputation level and sequence parallelism.
         held: layers of each stage.
     """
@@ -133,17 +153,16 @@ def stage_times(
     backward_waits = again * collective.tensor + 2.0 * collective.context
     repeated = Additive(*recomputed(forward, forward_waits, collective.expert, strategy))
     forward_waits, backward_waits = (Additive(wait, wait + dispatch) for wait in (forward_waits, backward_waits))
-    ahead = Additive(*forward.layer, last=forward.head) + forward_waits
-    back = Additive(*backward.layer, last=backward.head) + backward_waits + repeated
-    ahead, back, both = fence((ahead, back, ahead + back), strategy.pipeline_parallel)
-    sent, sends_of_both = sends
-    whole = held.sum(both) + sends_of_both
-    first = held.sum(ahead) + sent
+    ahead = Additive(*forward.layer, last=forward.head + sends.wrap) + forward_waits
+    back = Additive(*backward.layer, first=sends.wrap, last=backward.head) + backward_waits + repeated
+    ahead, both = fence((ahead, ahead + back), strategy.pipeline_parallel)
+    there = held.sum(ahead) + sends.ahead
+    whole = held.sum(both) + sends.both
     operators = jax.tree.map(jnp.add, forward, backward)
     every = held.dense + held.mixture
     return StageTimes(
-        forward=first,
-        backward=whole - first,
+        forward=there,
+        backward=whole - there,
         both=whole,
         parts={
             "matmul": held.sum(Additive(*operators.matmul) + Additive(0.0, 0.0, last=operators.head)),
@@ -153,7 +172,7 @@ def stage_times(
             "tensor_parallel": every * (2.0 + again) * collective.tensor,
             "context_parallel": every * 3.0 * collective.context,
             "expert_parallel": held.mixture * 4.0 * collective.expert,
-            "pipeline_parallel": sends_of_both,
+            "pipeline_parallel": sends.both + held.sum(Additive(0.0, 0.0, first=sends.wrap, last=sends.wrap)),
         },
     )
 

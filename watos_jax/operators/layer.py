@@ -1,5 +1,7 @@
 """From operators to a layer: the pieces whose times (or energies) add up, and what each recomputation level repeats."""
 
+from typing import Final
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +63,10 @@ class Pieces(eqx.Module):
         return dense, shared + self.expert_up + self.expert_activation + self.expert_down
 
 
-_OF_PRODUCT = (0, 0, 0, 0, 1, 2, 3, 5, 4, 5, 4, 5, 6)
-_GROUPS = np.eye(7)[np.array(_OF_PRODUCT)]
+_PIECE: Final = (0, 0, 0, 0, 1, 2, 3, 5, 4, 5, 4, 5, 6)
+_PIECES: Final = np.eye(8)[np.array(_PIECE)]
+# which piece each product belongs to, as a matrix: its product is one operation on all strategies, where sums of single
+# products become thousands of strided loads; an eighth, empty piece fills a vector
 
 
 def pieces(matmuls: Float[Array, " ops"], core: Scalar, traffic: Elementwise, scale: float = 1.0) -> Pieces:
@@ -74,8 +78,8 @@ def pieces(matmuls: Float[Array, " ops"], core: Scalar, traffic: Elementwise, sc
         traffic: values of the element-wise groups.
         scale: factor on the element-wise values (2 for backward: gradient and saved tensor are both read).
     """
-    projections, attention_output, up, down, expert_up, expert_down, head = jnp.dot(
-        matmuls, _GROUPS, precision="highest"
+    projections, attention_output, up, down, expert_up, expert_down, head, _ = jnp.dot(
+        matmuls, _PIECES, precision="highest"
     )
     return Pieces(
         projections=projections + scale * traffic.rotary,
