@@ -25,9 +25,10 @@ import numpy as np  # noqa: E402
 from jax.sharding import Mesh, PartitionSpec  # noqa: E402
 
 import watos_jax as wj  # noqa: E402
+from watos_jax.xla import compiler_options  # noqa: E402
 
-CHUNKS = (256, 512, 1024)
-CHUNKS_PER_CALL = 16
+CHUNKS = (512, 2048, 8192)
+CHUNKS_PER_CALL = 4
 BATCHES = (1_000, 10_000, 100_000, 1_000_000)
 
 
@@ -57,7 +58,7 @@ def kernel(function: Callable, chunk: int, wafer: Any, model: Any, rows: Any) ->
 
     specs = (PartitionSpec(), PartitionSpec(), split)
     mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-    return jax.jit(mapped).lower(wafer, model, rows).compile()
+    return jax.jit(mapped, compiler_options=compiler_options()).lower(wafer, model, rows).compile()
 
 
 def call(compiled: Any, calls: int, *arguments: Any) -> Any:

@@ -183,6 +183,12 @@ def test_illegal_strategies_are_refused_with_argument_value_and_rule(changes, me
         estimate(WAFER, MODEL, replace(STRATEGY, **changes))
 
 
+def test_heads_shared_by_queries_are_split_evenly_or_repeated_evenly():
+    model = replace(MODEL, num_attention_heads=24, num_kv_heads=6)
+    with pytest.raises(ValueError, match=r"tensor_parallel is 4: it must divide num_kv_heads \(6\) or be a multiple"):
+        estimate(WAFER, model, replace(STRATEGY, tensor_rows=1, tensor_cols=4))
+
+
 def test_experts_must_divide_peers():
     with pytest.raises(ValueError, match="expert_parallel is 4: it must divide data_parallel x context_parallel"):
         strategy = Strategy(data_parallel=2, expert_parallel=4, global_batch_size=4)

@@ -93,7 +93,7 @@ def test_ratios_by_hand():
         "edge_vertical": (5 + 2 * 5) / 22,  # top and bottom: links and two of three stacks
         "stacks_horizontal": 0,
         "stacks_vertical": 2 * 9 / 22,
-        "window_area": 20 * 22.2 * 32.2 / (120 * 130),
+        "window_area": (5 * 22.2 - 0.2) * (4 * 32.2 - 0.2) / (120 * 130),
         "window_width": (5 * 22.2 - 0.2) / 120,
         "window_height": (4 * 32.2 - 0.2) / 130,
         "reticle": max(20 / 26, 22 / 33),
@@ -106,6 +106,8 @@ def test_ratios_by_hand():
 def test_area_packing_knows_no_grid():
     strict, by_area = ratios(WAFER), ratios(replace(WAFER, packing="area"))
     assert strict.keys() - by_area.keys() == {"window_width", "window_height"}
+    # without a grid there is no last row or column, so every tile counts its gap
+    assert by_area.pop("window_area") == pytest.approx(20 * 22.2 * 32.2 / (120 * 130), rel=EXACT)
     assert {name: strict[name] for name in by_area} == by_area
     # 21 x 31 mm tiles in 100 x 100 mm: by area 15, in a grid 4 x 3
     tight = replace(WAFER, window_width=100 * MM, window_height=100 * MM, die_cols=5, die_rows=3)

@@ -166,6 +166,16 @@ def test_records_are_frozen(record):
         (TRANSFORMER, {"num_layers": 0}, r"Transformer\.num_layers is 0: it must be a whole number, at least 1"),
         (TRANSFORMER, {"head_dim": 8.5}, r"Transformer\.head_dim is 8\.5: it must be a whole number, at least 1"),
         (TRANSFORMER, {"num_experts": -1}, r"Transformer\.num_experts is -1: it must be a whole number"),
+        (
+            TRANSFORMER,
+            {"num_dense_layers": 999},
+            r"Transformer\.num_dense_layers is 999: it must be at most num_layers",
+        ),
+        (
+            TRANSFORMER,
+            {"experts_per_token": 99},
+            r"Transformer\.experts_per_token is 99: it must be at most num_experts",
+        ),
         (STRATEGY, {"tensor_rows": 2.5}, r"Strategy\.tensor_rows is 2\.5: it must be a whole number, at least 1"),
         (STRATEGY, {"micro_batch_size": 0}, r"Strategy\.micro_batch_size is 0: it must be a whole number"),
         (STRATEGY, {"recompute": [0, -1]}, r"Strategy\.recompute is -1: it must be a whole number, at least 0"),

@@ -6,7 +6,7 @@ CPU a loop body runs on one core, so all cores are used only if JAX was started 
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +21,11 @@ from watos_jax.model import Transformer
 from watos_jax.relax import HARD, Relaxation
 from watos_jax.strategy import Layout, Strategy
 from watos_jax.units import Scalar
+from watos_jax.xla import compiler_options
 
-CHUNK = 512
-"""Points per chunk: temporaries of a chunk fit a core's second-level cache."""
-CHUNKS_PER_CALL = 16
+CHUNK = 2048
+"""Points per chunk: enough that the fixed cost of some 150 kernels a chunk is small beside their work."""
+CHUNKS_PER_CALL = 4
 """Chunks that one device works through per call; one shape, so one compilation, for any number of points."""
 
 
@@ -72,7 +73,7 @@ def map_chunks(
     for start in range(0, count, block):
         rows = np.minimum(np.arange(start, start + block), count - 1)
         taken = jax.tree.map(lambda leaf, rows=rows: _number(np.asarray(leaf)[rows]), points)
-        results.append(jax.tree.map(np.asarray, _map_block(function, chunk, devices, shared, taken)))
+        results.append(jax.tree.map(np.asarray, _block(function, chunk, devices)(shared, taken)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
 
 
@@ -80,14 +81,14 @@ def _number(leaf: Any) -> Array:
     return jnp.asarray(leaf, dtype=jnp.result_type(float) if np.asarray(leaf).dtype.kind == "f" else jnp.int32)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _map_block(function: Callable, chunk: int, devices: int, shared: Any, points: Any) -> Any:
+@cache
+def _block(function: Callable, chunk: int, devices: int) -> Callable:
     def on_device(shared: Any, points: Any) -> Any:
         chunks = jax.tree.map(lambda leaf: leaf.reshape((-1, chunk) + leaf.shape[1:]), points)
         results = jax.lax.map(lambda rows: jax.vmap(partial(function, shared))(rows), chunks)
         return jax.tree.map(lambda leaf: leaf.reshape((-1,) + leaf.shape[2:]), results)
 
-    return _sharded(on_device, devices, 1)(shared, points)
+    return jax.jit(_sharded(on_device, devices, 1), compiler_options=compiler_options())
 
 
 def _sharded(function: Callable, devices: int, num_split: int) -> Callable:

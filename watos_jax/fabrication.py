@@ -68,8 +68,8 @@ def fabrication_ratios(wafer: Wafer, relax: Relaxation = HARD) -> dict[str, Scal
     Returns:
         `die_area`; `edge_horizontal` and `edge_vertical` (shoreline of D2D and memory PHYs on one edge that carries
         memory, over the edge's length); `stacks_horizontal` and `stacks_vertical` (stacks side by side over the edge);
-        `window_width` and `window_height` with strict packing, `window_area` always; `reticle`; `link_length`;
-        `d2d_port` (one port over the ports that an edge has).
+        `window_area`, with strict packing also `window_width` and `window_height`, and then no gap counted after the
+        last row and column; `reticle`; `link_length`; `d2d_port` (one port over the ports that an edge has).
     """
     die, memory, d2d, technology = wafer.die, wafer.die.memory, wafer.d2d, wafer.technology
     sides = memory.horizontal_sides + memory.vertical_sides
@@ -78,7 +78,9 @@ def fabrication_ratios(wafer: Wafer, relax: Relaxation = HARD) -> dict[str, Scal
     on_vertical = jnp.where(memory.vertical_sides > 0, per_side, 0.0)
     ports = _ratio(d2d.bandwidth, d2d.shoreline_density)
     tile_width, tile_height = tile(wafer)
-    area = wafer.num_dies * tile_width * tile_height / (wafer.window_width * wafer.window_height)
+    last_gap = wafer.die_gap if wafer.packing == "strict" else 0.0
+    width_ratio = (wafer.die_cols * tile_width - last_gap) / wafer.window_width
+    height_ratio = (wafer.die_rows * tile_height - last_gap) / wafer.window_height
     longest = relax.maximum(*link_lengths(wafer))
     ratios = {
         "die_area": die_area(wafer).total / (die.width * die.height),
@@ -86,7 +88,7 @@ def fabrication_ratios(wafer: Wafer, relax: Relaxation = HARD) -> dict[str, Scal
         "edge_vertical": (ports + on_vertical * technology.memory_phy_length) / die.width,
         "stacks_horizontal": on_horizontal * memory.stack_length / die.height,
         "stacks_vertical": on_vertical * memory.stack_length / die.width,
-        "window_area": area,
+        "window_area": width_ratio * height_ratio,
         "reticle": relax.maximum(
             relax.minimum(die.width, die.height) / wafer.reticle_width,
             relax.maximum(die.width, die.height) / wafer.reticle_height,
@@ -95,8 +97,7 @@ def fabrication_ratios(wafer: Wafer, relax: Relaxation = HARD) -> dict[str, Scal
         "d2d_port": d2d.module_bandwidth / d2d.bandwidth,
     }
     if wafer.packing == "strict":
-        ratios["window_width"] = (wafer.die_cols * tile_width - wafer.die_gap) / wafer.window_width
-        ratios["window_height"] = (wafer.die_rows * tile_height - wafer.die_gap) / wafer.window_height
+        ratios |= {"window_width": width_ratio, "window_height": height_ratio}
     return ratios
 
 

@@ -2,7 +2,7 @@
 
 import equinox as eqx
 
-from watos_jax.units import Leaf, as_leaf, check_range
+from watos_jax.units import Leaf, as_leaf, check_range, concrete
 
 
 class Transformer(eqx.Module):
@@ -66,6 +66,12 @@ class Transformer(eqx.Module):
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         check_range("Transformer", {name: values[name] for name in positive}, low=1.0, integral=True)
         check_range("Transformer", values, integral=True)
+        for name, limit in (("num_dense_layers", "num_layers"), ("experts_per_token", "num_experts")):
+            value, most = concrete(values[name]), concrete(values[limit])
+            if value is not None and most is not None and (value > most).any():
+                raise ValueError(
+                    f"Transformer.{name} is {float(value.max()):g}: it must be at most {limit} ({float(most.min()):g})"
+                )
 
     @property
     def is_latent_attention(self) -> bool:

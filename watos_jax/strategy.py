@@ -154,7 +154,8 @@ class Layout(eqx.Module):
 def violation(model: Transformer, strategy: Strategy) -> str | None:
     """Return the first structural rule that the strategy breaks for this model, as a sentence, or None.
 
-    Rules: degrees divide what they split (attention heads, experts, the batch), every stage has a layer,
+    Rules: degrees divide what they split (attention heads, experts, the batch; key and value
+    heads may also be repeated), every stage has a layer,
     interleaving has equal chunks and full rounds of micro-batches.
 
     Args:
@@ -165,11 +166,16 @@ def violation(model: Transformer, strategy: Strategy) -> str | None:
     peers = float(strategy.data_parallel * strategy.context_parallel)
     batch = float(strategy.global_batch_size)
     replica_batch = float(strategy.micro_batch_size * strategy.data_parallel)
-    heads, layers, experts = (float(x) for x in (model.num_attention_heads, model.num_layers, model.num_experts))
+    heads, kv_heads = float(model.num_attention_heads), float(model.num_kv_heads)
+    layers, experts = float(model.num_layers), float(model.num_experts)
     expert_parallel = float(strategy.expert_parallel)
     levels = concrete(strategy.recompute)
     rules = (
         (heads % t == 0, f"tensor_parallel is {t:g}: it must divide num_attention_heads ({heads:g})"),
+        (
+            kv_heads % t == 0 or t % kv_heads == 0,
+            f"tensor_parallel is {t:g}: it must divide num_kv_heads ({kv_heads:g}) or be a multiple of it",
+        ),
         (p <= layers, f"pipeline_parallel is {p:g}: it must be at most num_layers ({layers:g})"),
         (
             batch % replica_batch == 0,

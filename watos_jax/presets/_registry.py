@@ -36,5 +36,5 @@ def find(kind: str, names: Mapping[str, Record], name: str) -> Record:
     if key in names:
         return names[key]
     near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ValueError(f"{kind} {name!r} is not known: {hint}The known names are {', '.join(sorted(names))}")
+    hint = f" (perhaps {' or '.join(near)})" if near else ""
+    raise ValueError(f"{kind} is {name!r}: it must be one of {', '.join(sorted(names))}{hint}")

@@ -32,6 +32,8 @@ OPTIONS: Final = Options(least_use=0.9)
 """Strategies that co-design chooses from: those that occupy at least 90 % of the dies."""
 KEPT = 1024
 """Candidates that are descended."""
+DESCENDED_AT_ONCE = 512
+"""Of them on one device; two devices share the 1024 evenly."""
 ROUNDED = 24
 """Relaxed designs that are rounded."""
 REFINED = 6
@@ -219,7 +221,7 @@ class _Search:
 
     def _descend(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
         self.evaluations += len(points.knobs) * ROUNDS * STEPS
-        knobs, result = map_chunks(descend, self.shared, points, chunks_per_call=1)
+        knobs, result = map_chunks(descend, self.shared, points, chunk=DESCENDED_AT_ONCE, chunks_per_call=1)
         return knobs, np.where(result.excess < 0.01, result.step_time, np.inf)
 
     def _round(self, points: Point, relaxed: np.ndarray, times: np.ndarray) -> Design:

@@ -99,33 +99,35 @@ def descend(shared: Shared, point: Point) -> tuple[Float[Array, " knobs"], Score
     low, high = jnp.log(_array(shared.budget.low)), jnp.log(_array(shared.budget.high))
     start = jnp.clip(jnp.log(point.knobs), low, high)
 
-    def objective(log_knobs: Array, multipliers: Array, sharpness: Scalar) -> tuple[Scalar, Array]:
+    def objective(log_knobs: Array, multipliers: Array, sharpness: Scalar) -> tuple[Scalar, tuple[Scalar, Array]]:
         result = _estimate(shared, Point(point.candidate, jnp.exp(log_knobs)), Smooth(sharpness))
         excess = log_ratios(result.margins)
         pushed = jnp.maximum(0.0, multipliers + PENALTY * excess)
-        return jnp.log(result.step_time) + jnp.sum(pushed**2 - multipliers**2) / (2.0 * PENALTY), excess
+        penalty = jnp.sum(pushed**2 - multipliers**2) / (2.0 * PENALTY)
+        return jnp.log(result.step_time) + penalty, (result.step_time, excess)
 
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=LEARNING_RATE[0], b1=0.8, b2=0.95)
-    num_limits = len(jax.eval_shape(lambda p: _estimate(shared, p), point).margins)
+    num_limits = jax.eval_shape(lambda: objective(start, jnp.zeros(()), SHARPNESS[0])[1][1]).size
 
     def step(carry: tuple, number: Array) -> tuple[tuple, None]:
-        log_knobs, state, multipliers = carry
+        (log_knobs, state, multipliers), _ = carry
         progress = jnp.floor(number / STEPS) / (ROUNDS - 1)
         sharpness = SHARPNESS[0] ** (1.0 - progress) * SHARPNESS[1] ** progress
         rate = LEARNING_RATE[0] ** (1.0 - progress) * LEARNING_RATE[1] ** progress
-        gradient, excess = jax.grad(objective, has_aux=True)(log_knobs, multipliers, sharpness)
+        gradient, (step_time, excess) = jax.grad(objective, has_aux=True)(log_knobs, multipliers, sharpness)
+        reached = (jnp.exp(log_knobs), Score(step_time, jnp.max(excess)))
         state.hyperparams["learning_rate"] = rate
         update, state = optimizer.update(gradient, state)
         log_knobs = jnp.clip(log_knobs + update, low, high)
         ends_round = (number + 1.0) % STEPS == 0.0
         raised = jnp.maximum(0.0, multipliers + PENALTY * excess)
-        return (log_knobs, state, jnp.where(ends_round, raised, multipliers)), None
+        return ((log_knobs, state, jnp.where(ends_round, raised, multipliers)), reached), None
 
-    carry = (start, optimizer.init(start), jnp.zeros(num_limits))
-    (log_knobs, _, _), _ = jax.lax.scan(step, carry, jnp.arange(float(ROUNDS * STEPS)))
-    reached = jnp.exp(log_knobs)
-    result = _estimate(shared, Point(point.candidate, reached), Smooth(SHARPNESS[1]))
-    return reached, Score(result.step_time, jnp.max(log_ratios(result.margins)))
+    nothing = Score(jnp.zeros(()), jnp.zeros(()))
+    carry = ((start, optimizer.init(start), jnp.zeros(num_limits)), (jnp.exp(start), nothing))
+    # the score of a step is that of the point it starts from, so the last update is made but not used
+    (_, reached), _ = jax.lax.scan(step, carry, jnp.arange(float(ROUNDS * STEPS)))
+    return reached
 
 
 def _array(knobs):  # type: ignore[no-untyped-def]

@@ -136,12 +136,16 @@ def strategies(
 def _geometries(network: Network, model: Transformer, options: Options, pruned: Counter[str]) -> Iterator[Geometry]:
     # distinct (tensor rectangle, collective, pipeline, data, context, expert, wraps); small tensor groups first
     fabric, dies = network.fabrics[0], network.num_devices
-    heads, layers, experts = (int(x) for x in (model.num_attention_heads, model.num_layers, model.num_experts))
+    heads, kv_heads = int(model.num_attention_heads), int(model.num_kv_heads)
+    layers, experts = int(model.num_layers), int(model.num_experts)
     rows, cols = (1, dies) if fabric.is_switch else (fabric.rows, fabric.cols)
     rectangles = sorted(product(range(1, rows + 1), range(1, cols + 1)), key=lambda side: (side[0] * side[1], side))
     for r, c in rectangles:
         if heads % (r * c):
             pruned["tensor group does not divide the heads"] += 1
+            continue
+        if kv_heads % (r * c) and (r * c) % kv_heads:
+            pruned["tensor group neither divides the key and value heads nor repeats them"] += 1
             continue
         tiles = dies // (r * c) if fabric.is_switch else (rows // r) * (cols // c) * (dies // (rows * cols))
         for stages, context in product(range(1, tiles + 1), options.context_parallel):
