@@ -147,49 +147,41 @@ print(f"{len(named) - len(shown)} of {len(named)} elasticities are below 0.0001 
 # %% [markdown]
 # ## Every strategy
 #
-# `wj.strategies` lists what tiles the mesh and divides the model; `wj.batch` evaluates thousands at once, chunk by
-# chunk under `jax.vmap`.
+# A sweep evaluates every strategy that tiles the mesh and divides the model, thousands at once; `rows="all"` keeps all
+# of them, as columns. The notebook `sweep` does the same with a million wafers.
 
 # %%
 options = wj.Options(micro_batch_sizes=(1, 2, 4), context_parallel=(1,), virtual_stages=(1,), least_use=0.9)
-space = wj.strategies(wafer, model, options)
-
-
-def evaluate(shared, point):
-    wafer, model = shared
-    strategy, layout = point
-    return wj.batch.summary(wj.estimate(wafer, model, strategy, layout=layout))
-
-
+space = wj.sweeps.Space({"configuration 3": wafer}, {"llama": model}, strategies=options)
 started = perf_counter()
-results = wj.batch.map_chunks(evaluate, (wafer, model), (space.strategies, space.stacked_layouts))
-print(f"{len(space):,} strategies in {perf_counter() - started:.1f} s, compilation (or its cache) included")
+found = wj.sweep(space, wj.sweeps.Keep(rows="all"))
+rows = found.rows
+print(f"{found.evaluated:,} strategies in {perf_counter() - started:.1f} s, compilation (or its cache) included")
 
 # %%
-peak = results.memory.max(axis=1) / GIGA
+rate, peak = rows["tokens_per_second"] / KILO, rows["memory"] / GIGA
 fits = peak <= capacity
-best = int(np.argmax(np.where(fits, results.tokens_per_second, 0.0)))
-chosen = space.strategy(best)
-print(f"fastest of the {fits.sum():,} that fit: {results.tokens_per_second[best]:,.0f} tokens/s")
+best = int(np.argmax(np.where(fits, rate, 0.0)))
+chosen = found.point(rows["index"][best]).strategy
+print(f"fastest of the {fits.sum():,} that fit: {rate[best]:,.1f} thousand tokens/s")
 default = wj.Strategy()
 for name in chosen.__dataclass_fields__:
     if getattr(chosen, name) != getattr(default, name):
         print(f"  {name} = {getattr(chosen, name):g}")
 
 # %%
-tensor = np.asarray(space.strategies.tensor_parallel)
+tensor = rows["tensor_rows"] * rows["tensor_cols"]
 figure, axis = plt.subplots(figsize=(7, 3.4))
 for number, size in enumerate(np.unique(tensor)):
     here = tensor == size
-    rate = results.tokens_per_second[here] / KILO
-    axis.scatter(peak[here], rate, s=7, color=colours[number], label=f"{size:.0f}")
-axis.plot(peak[best], results.tokens_per_second[best] / KILO, "o", ms=11, mfc="none", mec="black")
+    axis.scatter(peak[here], rate[here], s=7, color=colours[number], label=f"{size:.0f}")
+axis.plot(peak[best], rate[best], "o", ms=11, mfc="none", mec="black")
 axis.axvspan(capacity, 1.1 * peak.max(), color="0.93", zorder=0)
 axis.text(0.98, 0.94, "more than the DRAM of a die", transform=axis.transAxes, ha="right")
 axis.set(xscale="log", xlabel="largest stage (GB per die)", ylabel="thousand tokens/s", xlim=(20, 1.1 * peak.max()))
 axis.set_xticks([20, 50, 100, 200, 500, 1000], ["20", "50", "100", "200", "500", "1000"])
 axis.legend(title="dies per\ntensor group", loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=2)
-_ = axis.set_title(f"{len(space):,} strategies; circled: the fastest that fits")
+_ = axis.set_title(f"{len(rate):,} strategies; circled: the fastest that fits")
 # %% [markdown]
 # ## The wafer and the strategy together
 #

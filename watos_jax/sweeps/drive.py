@@ -92,9 +92,9 @@ def sweep(
             _tell_devices(store, notice)
             written: Iterator[Outcome] = _written(store, outcomes(plan, left, chunk=chunk, notice=notice))
         else:
-            from watos_jax.sweeps import engine
+            from watos_jax.sweeps.cluster import distribute
 
-            written = engine.distribute(store, left, cluster, chunk=chunk)
+            written = distribute(store, left, cluster, chunk=chunk)
         for outcome in written:
             answers.add(outcome)
             meter.tell()
