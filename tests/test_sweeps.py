@@ -130,14 +130,14 @@ def test_random_points_are_points_of_the_space():
 
 
 def test_out_of_memory_halves_the_chunk_and_says_so(whole, monkeypatch):
-    evaluate = run._evaluate_part
+    compiled = run._compiled()
 
     def limited(kernel, *rest):
         if kernel.hardware * kernel.strategies > 64:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
-        return evaluate(kernel, *rest)
+        return compiled(kernel, *rest)
 
-    monkeypatch.setattr(run, "_evaluate_part", limited)
+    monkeypatch.setattr(run, "_compiled", lambda: limited)
     said = []
     result = sweeps.sweep(SPACE, KEEP, chunk=256, notice=said.append)
     assert [text.split(":")[0] for text in said] == [
@@ -185,8 +185,8 @@ def test_tuning_returns_a_chunk_that_was_tried(monkeypatch):
 def test_no_compilation_for_other_values_of_the_axes():
     keep = replace(KEEP, rows="none")
     sweeps.sweep(SPACE, keep, chunk=32)
-    before = run._evaluate_part._cache_size()
+    before = run._compiled()._cache_size()
     for low in (1.0e9, 1.1e9, 1.2e9):
         axes = SPACE.axes | {"die.core.clock": np.linspace(low, 2e9, 7)}
         sweeps.sweep(replace(SPACE, axes=axes), keep, chunk=32)
-    assert run._evaluate_part._cache_size() == before
+    assert run._compiled()._cache_size() == before

@@ -57,6 +57,10 @@ def _files(path):
     return found, manifest
 
 
+def _opened(path):
+    return store.Store.open(path, sweeps.build(SPACE, KEEP), chunk=lambda: 64)
+
+
 # what is written
 
 
@@ -167,18 +171,28 @@ def test_an_unwritable_folder(tmp_path):
 
 
 def test_two_processes_do_not_write_one_folder(done, tmp_path):
-    held = store.Store.open(tmp_path / "out", sweeps.build(SPACE, KEEP))
+    held = _opened(tmp_path / "out")
     with pytest.raises(sweeps.StoreError, match="another process is writing it"):
-        store.Store.open(tmp_path / "out", sweeps.build(SPACE, KEEP))
+        _opened(tmp_path / "out")
     held.close()
-    store.Store.open(tmp_path / "out", sweeps.build(SPACE, KEEP)).close()
+    _opened(tmp_path / "out").close()
 
 
 def test_another_kind_of_device(tmp_path, monkeypatch):
-    store.Store.open(tmp_path / "out", sweeps.build(SPACE, KEEP)).close()
+    _opened(tmp_path / "out").close()
     monkeypatch.setattr(store.jax, "default_backend", lambda: "gpu")
     with pytest.raises(sweeps.StoreError, match="it was started on cpu and this is gpu"):
         sweeps.sweep(SPACE, KEEP, out=tmp_path / "out")
+
+
+def test_a_folder_goes_on_with_its_tiles_unless_told_otherwise(tmp_path):
+    _opened(tmp_path / "out").close()
+    said = []
+    sweeps.sweep(SPACE, KEEP, out=tmp_path / "out", notice=said.append)
+    assert not said
+    sweeps.sweep(SPACE, KEEP, out=tmp_path / "out", chunk=32, notice=said.append)
+    assert said == ["the folder was started with tiles of 64 points, not 32: last digits may differ"]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["chunk"] == 64
 
 
 def test_a_damaged_part_is_named(done, tmp_path):

@@ -76,25 +76,25 @@ def sweep(
     answers = Answers(plan)
     if out is None:
         meter = _Meter(plan, answers, progress)
-        for outcome in outcomes(plan, range(plan.num_parts), chunk=_chunk(plan, chunk, None), notice=notice):
+        for outcome in outcomes(plan, range(plan.num_parts), chunk=_chunk(plan, chunk), notice=notice):
             answers.add(outcome, hold_rows=True)
             meter.tell()
         return answers.finish()
-    store = Store.open(out, plan, chunk=chunk)
+    store = Store.open(out, plan, chunk=lambda: _chunk(plan, chunk))
     try:
         finished = store.finished()
         for number in sorted(finished):
             answers.add(store.outcome(number))
         meter = _Meter(plan, answers, progress)
         left = [number for number in range(plan.num_parts) if number not in finished]
-        chunk = _chunk(plan, chunk, store.manifest["chunk"]) if left else chunk
+        tile = chunk or store.manifest["chunk"]
+        _tell_changes(store, tile, cluster is not None, notice)
         if cluster is None:
-            _tell_devices(store, notice)
-            written: Iterator[Outcome] = _written(store, outcomes(plan, left, chunk=chunk, notice=notice))
+            written: Iterator[Outcome] = _written(store, outcomes(plan, left, chunk=tile, notice=notice))
         else:
             from watos_jax.sweeps.cluster import distribute
 
-            written = distribute(store, left, cluster, chunk=chunk)
+            written = distribute(store, left, cluster, chunk=tile)
         for outcome in written:
             answers.add(outcome)
             meter.tell()
@@ -105,12 +105,15 @@ def sweep(
     return result
 
 
-def _tell_devices(store: Store, notice: Callable[[str], None] | None) -> None:
-    # another number of devices is another program
-    then, now = store.manifest["device"]["count"], len(jax.local_devices())
-    if then != now:
-        say = notice or (lambda text: warnings.warn(text, RuntimeWarning, stacklevel=4))
-        say(f"the folder was started on {then} devices and this process has {now}: the last digit of points may differ")
+def _tell_changes(store: Store, tile: int, is_cluster: bool, notice: Callable[[str], None] | None) -> None:
+    # another number of devices or points of a tile is another program
+    begun, devices = store.manifest, len(jax.local_devices())
+    say = notice or (lambda text: warnings.warn(text, RuntimeWarning, stacklevel=4))
+    then = begun["device"]["count"]
+    if then != devices and not is_cluster:
+        say(f"the folder was started on {then} devices and this process has {devices}: last digits may differ")
+    if begun["chunk"] != tile:
+        say(f"the folder was started with tiles of {begun['chunk']} points, not {tile}: last digits may differ")
 
 
 def _planned(space: Space | Plan | str | Path, keep: Keep | None) -> Plan:
@@ -122,10 +125,10 @@ def _planned(space: Space | Plan | str | Path, keep: Keep | None) -> Plan:
     return build(declared, keep or asked)
 
 
-def _chunk(plan: Plan, chunk: int | None, recorded: int | None) -> int:
-    if chunk is not None or recorded is not None:
-        return chunk or recorded or 0
-    return tune(plan) if len(plan) >= TUNED_FROM else CHUNKS.get(jax.default_backend(), 512)
+def _chunk(plan: Plan, chunk: int | None) -> int:
+    if chunk is not None:
+        return chunk
+    return tune(plan) if len(plan) >= TUNED_FROM else CHUNKS.get(jax.default_backend(), 4096)
 
 
 def _written(store: Store, computed: Iterator[Outcome]) -> Iterator[Outcome]:

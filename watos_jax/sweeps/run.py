@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -27,9 +27,11 @@ from watos_jax.sweeps import reduce
 from watos_jax.sweeps.metrics import METRICS
 from watos_jax.sweeps.plan import Keep
 from watos_jax.sweeps.points import Cell, Part, Plan, Rows, decode
+from watos_jax.xla import compiler_options
 
-CHUNKS: Final = {"cpu": 512, "gpu": 32768, "tpu": 32768}
-"""Points of a tile before tuning: on a CPU the temporaries of a tile fit a core's second-level cache."""
+CHUNKS: Final = {"cpu": 4096, "gpu": 32768, "tpu": 32768}
+"""Points of a tile before tuning. On a CPU each of the many loops of a tile has a fixed cost, which 4096 points make
+small; what is best beyond that depends on the stages and on the caches."""
 LEAST_CHUNK: Final = 8
 """Points below which a tile is not halved when memory runs out."""
 FRONT: Final = 256
@@ -91,7 +93,7 @@ def outcomes(
         notice: called with a sentence when a tile or a front had to change its size; a warning where None.
     """
     say = notice or (lambda text: warnings.warn(text, RuntimeWarning, stacklevel=2))
-    runner = _Runner(plan, Shape(chunk or CHUNKS.get(jax.default_backend(), 512), FRONT), say)
+    runner = _Runner(plan, Shape(chunk or CHUNKS.get(jax.default_backend(), 4096), FRONT), say)
     waiting: deque[tuple[Part, Any, Shape]] = deque()
     for number in numbers:
         part = plan.part(number)
@@ -109,7 +111,7 @@ def tune(plan: Plan, *, seconds: float = 0.5) -> int:
         plan: the sweep; its first part is the work.
         seconds: s that each choice is timed for.
     """
-    default = CHUNKS.get(jax.default_backend(), 512)
+    default = CHUNKS.get(jax.default_backend(), 4096)
     rates = {}
     for chunk in (default // 2, default, 2 * default, 4 * default):
         runner = _Runner(plan, Shape(chunk, FRONT), lambda text: None)
@@ -265,7 +267,7 @@ class _Runner:
             np.int32(cell.model_row),
         )
         with self._precision():
-            return _evaluate_part(kernel, self.shared, job, first, stop)
+            return _compiled()(kernel, self.shared, job, first, stop)
 
     def collect(self, part: Part, launched: Any, shape: Shape) -> Outcome:
         """Wait for a part, and repeat it where memory or the front's places ran out meanwhile."""
@@ -340,7 +342,12 @@ def _taken(rows: Rows, where: np.ndarray) -> Rows:
     return {name: values[where] for name, values in rows.items()}
 
 
-@partial(jax.jit, static_argnums=0)
+@cache
+def _compiled() -> Any:
+    # options depend on the device, which must not be asked for when this module is imported
+    return jax.jit(_evaluate_part, static_argnums=0, compiler_options=compiler_options())
+
+
 def _evaluate_part(kernel: _Kernel, shared: Any, job: _Job, first: Array, stop: Array) -> reduce.State:
     """Work through the tiles `first` to `stop` of each device; every leaf of the result has an axis of devices."""
     across_devices = PartitionSpec("device")

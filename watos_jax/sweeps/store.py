@@ -51,13 +51,13 @@ class Store:
         self._lock: IO[str] | None = None
 
     @classmethod
-    def open(cls, path: str | Path, plan: Plan, *, chunk: int | None = None) -> "Store":
+    def open(cls, path: str | Path, plan: Plan, *, chunk: Callable[[], int]) -> "Store":
         """Create the folder, or go on with it where it holds the same sweep.
 
         Args:
             path: a new or empty folder, or that of an interrupted or finished run.
             plan: the sweep.
-            chunk: points of a tile, for the record.
+            chunk: chooses the points of a tile, which a new folder records: who goes on with it takes the same.
 
         Raises:
             StoreError: the folder cannot be used; the message says why and what to do.
@@ -74,7 +74,7 @@ class Store:
             lock = _locked(path)
             try:
                 if not file.exists():
-                    text = json.dumps(_manifest(plan, chunk), indent=2) + "\n"
+                    text = json.dumps(_manifest(plan, chunk()), indent=2) + "\n"
                     _replace(file, lambda sink: sink.write(text.encode()))
                 store = cls.join(path, plan)
                 for name in ("parts", "rows") if plan.keep.rows != "none" else ("parts",):
@@ -227,7 +227,7 @@ def _array(arrow: Any, column: Column, values: np.ndarray) -> Any:
     return arrow.DictionaryArray.from_arrays(arrow.array(values.astype(np.int8)), arrow.array(list(column.values)))
 
 
-def _manifest(plan: Plan, chunk: int | None) -> dict[str, Any]:
+def _manifest(plan: Plan, chunk: int) -> dict[str, Any]:
     device = jax.local_devices()[0]
     return {
         "format": FORMAT,
