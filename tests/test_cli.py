@@ -22,6 +22,8 @@ from watos_jax.cli.runtime import CompileClock, num_cores
 from watos_jax.report.tables import digits, quantity, seconds
 from watos_jax.search import codesign as search
 from watos_jax.search import lattice
+from watos_jax.search import plan as plans
+from watos_jax.search.space import Options
 
 WAFER = ["--wafer", "watos-config-3"]
 FITTING = ["estimate", "llama3-70b", *WAFER, "--tensor-cols", "4", "--pipeline-parallel", "14"]
@@ -29,7 +31,7 @@ CLUSTER = ["estimate", "gpt3-175b", "--system", "dgx-a100", "--nodes", "8", "--t
 CLUSTER += ["--pipeline-parallel", "8", "--global-batch-size", "64", "--recompute", "full"]
 CONFIGS = Path(__file__).parent / "data" / "configs"
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("estimate", "codesign", "presets")
+COMMANDS = ("estimate", "plan", "codesign", "presets")
 ARCHITECTURE = {
     "die_rows",
     "die_cols",
@@ -141,6 +143,13 @@ def check_design(record):
     assert record["evaluations"] > 0
 
 
+@pytest.fixture
+def planned(monkeypatch):
+    """A search over few strategies, as `watos plan` would make it over all."""
+    few = Options(global_batch_size=32, micro_batch_sizes=(1,), recompute=("none", "full"), virtual_stages=(1,))
+    monkeypatch.setattr(plans, "every_option", lambda model, batch: replace(few, global_batch_size=batch))
+
+
 # what commands print
 
 
@@ -198,6 +207,24 @@ def test_estimate_prints_tables(watos):
         assert words in out
     (marked,) = [line for line in out.splitlines() if "binding" in line]
     assert marked.startswith("edge vertical") and "DOES NOT FIT" in marked and "-1.7 %" in marked
+
+
+def test_plan_prints_one_object(answer, planned):
+    record = answer("plan", "megatron-22b", "--system", "dgx-a100", "--global-batch-size", "32", "--top", "3")
+    assert len(record["best"]) == 3 and record["nearest"] is None
+    assert record["evaluated"] == record["feasible"] + sum(record["exceeded"].values())
+    times = [choice["step_time"] for choice in record["best"]]
+    assert times == sorted(times) and all(choice["feasible"] for choice in record["best"])
+    assert "--tensor-model-parallel-size" in record["megatron_arguments"]
+
+
+def test_plan_prints_tables(watos, planned):
+    status, out, err = watos("plan", "megatron-22b", "--system", "dgx-a100")
+    assert (status, err) == (0, "")
+    assert "Fastest strategies that fit" in out and "--pipeline-model-parallel-size" in out
+    status, out, err = watos("plan", "gpt3-175b", "--system", "dgx-a100")
+    assert (status, err) == (0, "")
+    assert re.search(r"None fits; the nearest exceeds memory by [\d.,]+ %", out)
 
 
 def test_codesign_prints_one_object(answer, design, monkeypatch):
@@ -331,7 +358,7 @@ def test_help_of_all(watos):
     assert watos() == (0, out, "")
 
 
-def test_examples_of_the_help_are_accepted(watos, design, monkeypatch):
+def test_examples_of_the_help_are_accepted(watos, design, planned, monkeypatch):
     monkeypatch.setattr(search, "codesign", returns(design))
     monkeypatch.chdir(CONFIGS)
     for command in COMMANDS:
@@ -396,6 +423,9 @@ BAD = [
     (["estimate", str(CONFIGS), *WAFER], "directory"),
     (["estimate", __file__, *WAFER], "not valid JSON"),
     (["codesign", str(CONFIGS / "gpt2.json"), "--sequence-length", "4096"], "n_positions is 1024"),
+    (["plan", "llama3-70b"], "--wafer is missing"),
+    (["plan", "llama3-70b", *WAFER, "--top", "0"], "--top is '0': .*whole number from 1 to"),
+    (["plan", "megatron-1t", "--system", "dgx-a100", "--global-batch-size", "x"], "--global-batch-size is 'x'"),
     (["presets", "model"], "KIND is 'model'.*did you mean models"),
     (["presets", "models", "llama"], "NAME is 'llama'"),
     (["presets", "models", "llama3-70b", "more"], "unexpected extra argument"),

@@ -30,6 +30,8 @@ from watos_jax.relax import Smooth as Smooth
 from watos_jax.search.codesign import Design as Design
 from watos_jax.search.codesign import Infeasible as Infeasible
 from watos_jax.search.codesign import codesign as codesign
+from watos_jax.search.plan import Plan as Plan
+from watos_jax.search.plan import plan as plan
 from watos_jax.search.space import Options as Options
 from watos_jax.search.space import strategies as strategies
 from watos_jax.strategy import Layout as Layout

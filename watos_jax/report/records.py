@@ -13,7 +13,10 @@ import numpy as np
 from watos_jax.estimate import Estimate
 from watos_jax.fabrication import area_fractions
 from watos_jax.hardware import System, Wafer
+from watos_jax.model import Transformer
+from watos_jax.report.megatron import megatron_arguments
 from watos_jax.search.codesign import Design
+from watos_jax.search.plan import Plan
 from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, TENSOR_COLLECTIVES, Strategy
 
 CODES: Final = {
@@ -131,3 +134,29 @@ def design_record(design: Design) -> Plain:
         "phases": plain(design.phases),
         "wall_time": design.wall_time,
     }
+
+
+def plan_record(system: System | Wafer, model: Transformer, plan: Plan) -> Plain:
+    """The best strategies on fixed hardware, each with its estimate; the winner as arguments of Megatron-LM.
+
+    Args:
+        system: the hardware.
+        model: the transformer.
+        plan: the answer.
+    """
+    record: Plain = {
+        "evaluated": plan.evaluated,
+        "feasible": plan.feasible,
+        "exceeded": plan.exceeded,
+        "hardware_exceeds": plan.hardware,
+        "pruned": plan.pruned,
+        "best": [estimate_record(system, choice.strategy, choice.estimate) for choice in plan.best],
+        "nearest": None,
+        "megatron_arguments": None,
+        "not_in_megatron": [],
+    }
+    if plan.nearest is not None:
+        record["nearest"] = estimate_record(system, plan.nearest.strategy, plan.nearest.estimate)
+    if plan.best:
+        record["megatron_arguments"], record["not_in_megatron"] = megatron_arguments(model, plan.best[0].strategy)
+    return record

@@ -18,7 +18,7 @@ from watos_jax.model import Transformer
 from watos_jax.network.contention import Network
 from watos_jax.network.geometry import Geometry, misfit
 from watos_jax.network.layout import layout_of, padded
-from watos_jax.strategy import RECOMPUTE_LEVELS, Layout, Strategy
+from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, Layout, Strategy
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Options:
         context_parallel: parts that each sequence is cut into.
         sequence_parallel: whether norms are split over the tensor group, allowed values.
         optimizer_sharding: allowed levels where there is more than one replica.
+        schedule: names of `SCHEDULES`.
+        gradient_bytes: bytes per gradient element.
+        flash_attention: whether attention scores stay on the die, allowed values.
         max_pipeline: most stages.
         least_use: least share of the dies that a strategy occupies.
     """
@@ -44,15 +47,19 @@ class Options:
     context_parallel: tuple[int, ...] = (1, 2, 4)
     sequence_parallel: tuple[int, ...] = (0, 1)
     optimizer_sharding: tuple[int, ...] = (0, 1)
+    schedule: tuple[str, ...] = ("1f1b",)
+    gradient_bytes: tuple[int, ...] = (4,)
+    flash_attention: tuple[int, ...] = (1,)
     max_pipeline: int = 64
     least_use: float = 0.0
 
     def __post_init__(self) -> None:
         if self.global_batch_size < 1:
             raise ValueError(f"global_batch_size is {self.global_batch_size}: it must be at least 1")
-        for name in self.recompute:
-            if name not in RECOMPUTE_LEVELS:
-                raise ValueError(f"recompute is {name!r}: it must be one of {', '.join(RECOMPUTE_LEVELS)}")
+        for field_name, known in (("recompute", RECOMPUTE_LEVELS), ("schedule", SCHEDULES)):
+            for name in getattr(self, field_name):
+                if name not in known:
+                    raise ValueError(f"{field_name} is {name!r}: it must be one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -186,11 +193,19 @@ def _options_of(geometry: Geometry, model: Transformer, options: Options) -> dic
         options.sequence_parallel if geometry.tensor > 1 else (0,),
         options.optimizer_sharding if replicated else options.optimizer_sharding[:1],
         [v for v in options.virtual_stages if v > 1] if geometry.interleaved else (1,),
+        # one stage has no order to choose, and interleaving is 1F1B
+        [SCHEDULES.index(name) for name in options.schedule] if _has_schedules(geometry) else (0,),
+        options.gradient_bytes,
+        options.flash_attention,
     )
-    micro, recompute, sequence, sharding, virtual = np.array(list(product(*choices)), float).T
+    columns = np.array(list(product(*choices)), float).T
+    micro, recompute, sequence, sharding, virtual, schedule, gradient_bytes, flash = columns
     batches = options.global_batch_size / (micro * geometry.data)
     chunks_equal = np.mod(float(model.num_layers), geometry.pipeline * virtual) == 0
-    legal = (batches == np.floor(batches)) & ((virtual == 1) | chunks_equal & (np.mod(batches, geometry.pipeline) == 0))
+    rounds = (virtual == 1) | chunks_equal & (np.mod(batches, geometry.pipeline) == 0)
+    # flash attention keeps no scores, so dropping them alone is another name for keeping everything
+    repeats = (flash == 1.0) & (recompute == RECOMPUTE_LEVELS.index("selective")) & ("none" in options.recompute)
+    legal = (batches == np.floor(batches)) & rounds & ~repeats
     fixed = {
         "tensor_rows": geometry.tensor_rows,
         "tensor_cols": geometry.tensor_cols,
@@ -207,9 +222,16 @@ def _options_of(geometry: Geometry, model: Transformer, options: Options) -> dic
         "sequence_parallel": sequence,
         "optimizer_sharding": sharding,
         "virtual_stages": virtual,
+        "schedule": schedule,
+        "gradient_bytes": gradient_bytes,
+        "flash_attention": flash,
     }
     constant = {name: np.full(micro.shape, float(value)) for name, value in fixed.items()}
     return {name: values[legal] for name, values in (constant | varied).items()}
+
+
+def _has_schedules(geometry: Geometry) -> bool:
+    return geometry.pipeline > 1 and not geometry.interleaved
 
 
 def _stack(columns: dict[str, np.ndarray]) -> Strategy:

@@ -1,0 +1,123 @@
+"""Every legal strategy on fixed hardware: the ranking, the counts, the nearest fit, the arguments of Megatron-LM."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from watos_jax.estimate import ROUNDING, estimate
+from watos_jax.presets import chips, models, wafers
+from watos_jax.report.megatron import megatron_arguments
+from watos_jax.search.plan import LIMITS, every_option, plan
+from watos_jax.search.space import Options, strategies
+from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy, violation
+
+NODE, MODEL = chips.DGX_A100, models.LLAMA2_7B
+FEW = Options(global_batch_size=8, micro_batch_sizes=(1, 8), recompute=("none", "full"), virtual_stages=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def one_by_one():
+    """Step time and margins of every strategy of `FEW`, each by its own call."""
+    space = strategies(NODE, MODEL, FEW)
+    rows = [estimate(NODE, MODEL, space.strategy(i), layout=space.layout(i)) for i in range(len(space))]
+    return space, np.array([row.step_time for row in rows]), [row.margins for row in rows]
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return plan(NODE, MODEL, options=FEW, top=5)
+
+
+def test_the_first_is_the_fastest_of_all_that_fit(planned, one_by_one):
+    space, times, margins = one_by_one
+    fits = np.array([float(row["memory"]) >= -ROUNDING for row in margins])
+    assert 0 < fits.sum() < len(fits)
+    fastest = np.argsort(np.where(fits, times, np.inf), kind="stable")[:5]
+    assert [float(choice.estimate.step_time) for choice in planned.best] == pytest.approx(times[fastest].tolist())
+    assert planned.best[0].strategy == space.strategy(int(fastest[0]))
+    assert planned.nearest is None
+
+
+def test_every_strategy_is_counted_once(planned, one_by_one):
+    space, _, margins = one_by_one
+    exceeded = Counter("memory" for row in margins if float(row["memory"]) < -ROUNDING)
+    assert planned.evaluated == len(space) == planned.feasible + sum(planned.exceeded.values())
+    assert planned.exceeded == exceeded
+
+
+def test_where_nothing_fits_the_nearest_is_named():
+    answer = plan(NODE, models.GPT3_175B, options=replace(FEW, micro_batch_sizes=(1,)))
+    space = strategies(NODE, models.GPT3_175B, replace(FEW, micro_batch_sizes=(1,)))
+    margins = [
+        float(estimate(NODE, models.GPT3_175B, space.strategy(i), layout=space.layout(i)).margins["memory"])
+        for i in range(len(space))
+    ]
+    assert answer.best == () and answer.feasible == 0
+    assert float(answer.nearest.estimate.margins["memory"]) == pytest.approx(max(margins)) and max(margins) < 0
+
+
+def test_limits_of_the_hardware_do_not_rule_out_strategies():
+    wafer = wafers.WATOS_CONFIG_3  # its die edge is 1.7 % too short for its links and memory, whatever runs on it
+    answer = plan(wafer, MODEL, options=FEW, top=1)
+    assert answer.feasible > 0 and set(answer.exceeded) <= set(LIMITS)
+    assert answer.hardware == {"edge_vertical": pytest.approx(-float(answer.best[0].estimate.margins["edge_vertical"]))}
+
+
+def test_every_option_is_legal_and_none_is_listed_twice():
+    model = replace(MODEL, num_layers=4)
+    space = strategies(replace(NODE, tiers=NODE.tiers[:1]), model, every_option(model, 4))
+    seen = [tuple(strategy.__dict__.values()) for strategy in map(space.strategy, range(len(space)))]
+    assert len(set(seen)) == len(seen) > 1000
+    for row in range(0, len(space), 37):
+        assert violation(model, space.strategy(row)) is None
+    assert {name for name, level in zip(RECOMPUTE_LEVELS, range(8), strict=True) if level in space.strategies.recompute}
+
+
+def test_top_below_one_is_refused():
+    with pytest.raises(ValueError, match="top is 0: it must be at least 1"):
+        plan(NODE, MODEL, options=FEW, top=0)
+
+
+def _value(arguments, name):
+    return arguments[arguments.index(f"--{name}") + 1]
+
+
+def test_arguments_of_megatron():
+    strategy = Strategy(
+        tensor_cols=8,
+        pipeline_parallel=4,
+        data_parallel=2,
+        virtual_stages=2,
+        micro_batch_size=2,
+        global_batch_size=64,
+        recompute=RECOMPUTE_LEVELS.index("full"),
+    )
+    arguments, missing = megatron_arguments(models.LLAMA3_70B, strategy)
+    expected = {
+        "tensor-model-parallel-size": "8",
+        "pipeline-model-parallel-size": "4",
+        "num-layers-per-virtual-pipeline-stage": "10",
+        "micro-batch-size": "2",
+        "global-batch-size": "64",
+        "num-layers": "80",
+        "num-query-groups": "8",
+        "recompute-granularity": "full",
+    }
+    assert {name: _value(arguments, name) for name in expected} == expected
+    assert {"--sequence-parallel", "--swiglu", "--use-distributed-optimizer", "--use-flash-attn"} <= set(arguments)
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"schedule": 1}, "schedule is gpipe: Megatron-LM runs 1F1B"),
+        ({"recompute": 5}, "recompute is projections: Megatron-LM has no argument that stops there"),
+        ({"pipeline_parallel": 3}, "stages are uneven: 80 layers on 3 stages"),
+    ],
+)
+def test_what_megatron_cannot_do_is_said(changes, sentence):
+    strategy = replace(Strategy(tensor_cols=2, pipeline_parallel=4, global_batch_size=12), **changes)
+    assert megatron_arguments(models.LLAMA3_70B, strategy)[1] == [sentence]

@@ -1,0 +1,106 @@
+"""A strategy as arguments of Megatron-LM's `pretrain_gpt.py` (Megatron Core 0.9 and later)."""
+
+from typing import Final
+
+from watos_jax.model import Transformer
+from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, Strategy
+
+SELECTIVE: Final = ("core_attn", "layernorm", "mlp")
+"""Modules that Megatron recomputes, in the order in which our levels drop them: attention core, norms, MLP."""
+
+
+def megatron_arguments(model: Transformer, strategy: Strategy) -> tuple[list[str], list[str]]:
+    """Write a strategy, and the model's dimensions, as arguments.
+
+    Args:
+        model: the transformer, concrete.
+        strategy: one strategy, concrete, with one level of recomputation.
+
+    Returns:
+        The arguments, and a sentence for each choice that Megatron-LM has no argument for.
+    """
+    arguments, missing = _model_arguments(model), []
+    layers_per_chunk = model.num_layers / (strategy.pipeline_parallel * strategy.virtual_stages)
+    arguments += _numbers(
+        {
+            "tensor-model-parallel-size": strategy.tensor_parallel,
+            "pipeline-model-parallel-size": strategy.pipeline_parallel,
+            "micro-batch-size": strategy.micro_batch_size,
+            "global-batch-size": strategy.global_batch_size,
+        }
+    )
+    if strategy.context_parallel > 1:
+        arguments += _numbers({"context-parallel-size": strategy.context_parallel})
+    if strategy.expert_parallel > 1:
+        arguments += _numbers({"expert-model-parallel-size": strategy.expert_parallel})
+    if strategy.virtual_stages > 1:
+        arguments += _numbers({"num-layers-per-virtual-pipeline-stage": layers_per_chunk})
+    elif model.num_layers % strategy.pipeline_parallel:
+        missing.append(
+            f"stages are uneven: {float(model.num_layers):g} layers on {float(strategy.pipeline_parallel):g} stages"
+        )
+    if strategy.sequence_parallel and strategy.tensor_parallel > 1:
+        arguments.append("--sequence-parallel")
+    if strategy.gradient_bytes == 4:
+        arguments.append("--accumulate-allreduce-grads-in-fp32")
+    if strategy.flash_attention:
+        arguments.append("--use-flash-attn")
+    arguments += _sharding(strategy, missing)
+    arguments += _recomputation(strategy, missing)
+    if strategy.schedule and strategy.pipeline_parallel > 1:
+        missing.append(f"schedule is {SCHEDULES[int(strategy.schedule)]}: Megatron-LM runs 1F1B")
+    return arguments, missing
+
+
+def _model_arguments(model: Transformer) -> list[str]:
+    values = {
+        "num-layers": model.num_layers,
+        "hidden-size": model.hidden_size,
+        "ffn-hidden-size": model.ffn_hidden_size,
+        "num-attention-heads": model.num_attention_heads,
+        "seq-length": model.sequence_length,
+        "max-position-embeddings": model.sequence_length,
+    }
+    grouped = model.num_kv_heads < model.num_attention_heads
+    arguments = _numbers(values)
+    if grouped:
+        arguments += ["--group-query-attention", *_numbers({"num-query-groups": model.num_kv_heads})]
+    if model.num_experts:
+        experts = {
+            "num-experts": model.num_experts,
+            "moe-router-topk": model.experts_per_token,
+            "moe-ffn-hidden-size": model.moe_ffn_hidden_size,
+        }
+        arguments += _numbers(experts)
+    if model.gated_mlp:
+        arguments.append("--swiglu")
+    if not model.tied_embeddings:
+        arguments.append("--untie-embeddings-and-output-weights")
+    return arguments
+
+
+def _sharding(strategy: Strategy, missing: list[str]) -> list[str]:
+    level = int(strategy.optimizer_sharding)
+    if strategy.data_parallel * strategy.context_parallel == 1 or level == 0:
+        return []
+    if level == 1:
+        return ["--use-distributed-optimizer"]
+    strategies = {2: "optim_grads", 3: "optim_grads_params"}
+    return ["--use-custom-fsdp", "--data-parallel-sharding-strategy", strategies[level]]
+
+
+def _recomputation(strategy: Strategy, missing: list[str]) -> list[str]:
+    name = RECOMPUTE_LEVELS[int(strategy.recompute)]
+    modules = {"selective": 1, "norms": 2, "mlp": 3}
+    if name == "none":
+        return []
+    if name == "full":
+        return ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]
+    if name not in modules:
+        missing.append(f"recompute is {name}: Megatron-LM has no argument that stops there")
+        return []
+    return ["--recompute-granularity", "selective", "--recompute-modules", *SELECTIVE[: modules[name]]]
+
+
+def _numbers(values: dict) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name}", f"{float(value):.0f}")]
