@@ -56,7 +56,10 @@ def interleaved(stages, micro_batches, chunks):
 
 
 def play(orders, forward, backward, chunks=1):
-    """Run the orders with each stage's seconds per micro-batch, a chunk taking its share of them."""
+    """Run the orders with each stage's seconds per micro-batch, a chunk taking its share of them.
+
+    Seconds may also be a list per stage, one number for each of its chunks.
+    """
     stages = len(orders)
     done = {}
     clock, position, held, kept = ([0.0] * stages, *([0] * stages for _ in range(3)))
@@ -68,7 +71,7 @@ def play(orders, forward, backward, chunks=1):
                 ready = _ready(done, stages, chunks, s, is_forward, i, c)
                 if ready is None:
                     break
-                clock[s] = max(clock[s], ready) + (forward if is_forward else backward)[s] / chunks
+                clock[s] = max(clock[s], ready) + _seconds((forward if is_forward else backward)[s], c, chunks)
                 done[s, is_forward, i, c] = clock[s]
                 held[s] += 1 if is_forward else -1
                 kept[s] = max(kept[s], held[s])
@@ -77,6 +80,10 @@ def play(orders, forward, backward, chunks=1):
         if not moved:
             raise RuntimeError("the schedule waits for itself")
     return Played(max(clock), kept)
+
+
+def _seconds(stage, chunk, chunks):
+    return stage[chunk] if isinstance(stage, list) else stage / chunks
 
 
 def _ready(done, stages, chunks, stage, is_forward, i, c):

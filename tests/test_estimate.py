@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from schedules import all_forward_all_backward, interleaved, one_forward_one_backward, play
 
 from watos_jax import HARD, Efficiency, Smooth, Strategy, estimate, layout
 from watos_jax.hardware import Core, Die, Link, Memory, System, Tier
@@ -93,9 +94,22 @@ def test_step_is_the_pipeline_then_reduction_and_optimizer(strategy):
     assert (forward[:stages] > 0).all()
     assert (backward[:stages] > forward[:stages]).all()
     both = forward + backward
-    pipeline = float(strategy.num_micro_batches) * both.max() + (both.sum() - both.max()) / chunks
+    slowest = forward.max() + backward.max() if strategy.schedule else both.max()
+    pipeline = float(strategy.num_micro_batches) * slowest + (both.sum() - slowest) / chunks
     after = float(result.breakdown["data_parallel"] + result.breakdown["optimizer"])
     assert float(result.step_time) == pytest.approx(pipeline + after, rel=EXACT)
+
+
+@each_strategy
+def test_exact_step_time_puts_the_played_schedule_in_place_of_the_closed_form(strategy):
+    result = estimate(WAFER, MODEL, strategy)
+    p, m, v = (int(x) for x in (strategy.pipeline_parallel, strategy.num_micro_batches, strategy.virtual_stages))
+    interleaves, gpipe = interleaved(p, m, v), all_forward_all_backward(p, m)
+    orders = interleaves if v > 1 else gpipe if strategy.schedule else one_forward_one_backward(p, m)
+    times = (np.asarray(x, float)[:p] for x in (result.stage_forward, result.stage_backward))
+    after = float(result.breakdown["data_parallel"] + result.breakdown["optimizer"])
+    exact = float(result.exact_step_time(strategy))
+    assert exact == pytest.approx(play(orders, *times, v).time + after, rel=EXACT)
 
 
 @pytest.mark.parametrize("label", STRATEGIES)

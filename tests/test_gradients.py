@@ -180,12 +180,12 @@ def test_counts_of_the_model(name):
 @both
 def test_functions_of_the_stage_times(relax):
     rng = np.random.default_rng(0)
-    strategy = Strategy(global_batch_size=20, virtual_stages=2, pipeline_parallel=8)
+    strategy = Strategy(global_batch_size=24, virtual_stages=2, pipeline_parallel=8)
 
     def logarithms(logs):
         forward, backward = jnp.exp(logs)
         closed = step_time(forward, backward, strategy, RELAXATIONS[relax])
-        return jnp.log(jnp.stack([closed, *step_time_bounds(forward, backward, 20.0)]))
+        return jnp.log(jnp.stack([closed, *step_time_bounds(forward, backward, strategy)]))
 
     logs = np.log(rng.uniform(1, 2, (2, 8)))
     check_grads(jax.jit(logarithms), (logs,), order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6, eps=1e-5)

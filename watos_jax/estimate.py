@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from watos_jax import pipeline
 from watos_jax.energy import operator_energies, peak_power_per_die, step_energy
 from watos_jax.fabrication import fabrication_ratios
 from watos_jax.hardware import System, Wafer
@@ -18,7 +19,6 @@ from watos_jax.model import Transformer
 from watos_jax.network.layout import layout as build_layout
 from watos_jax.operators.layer import pieces
 from watos_jax.operators.roofline import attention_cost, elementwise_times, matmul_cost
-from watos_jax.pipeline import closed_form
 from watos_jax.relax import HARD, Relaxation
 from watos_jax.stage import breakdown, collective_times, epilogue, pipeline_sends, stage_times
 from watos_jax.strategy import Layout, Strategy, violation
@@ -73,6 +73,21 @@ class Estimate(eqx.Module):
     def feasible(self) -> bool:
         """Whether no limit is exceeded by more than rounding, `ROUNDING`; for concrete, unbatched estimates."""
         return float(self.margins[self.binding]) >= -ROUNDING
+
+    def exact_step_time(self, strategy: Strategy) -> Scalar:
+        """The step time with its schedule replayed, where `step_time` has the closed form: see `pipeline.replay`.
+
+        Args:
+            strategy: that of this estimate, a hard one; one, not a batch.
+
+        Returns:
+            Seconds; above or below `step_time` where stages differ, equal where they are alike.
+
+        **Neglects:** that embedding and LM head belong to the first and last chunk alone; interleaved chunks share the
+        time of their stage equally.
+        """
+        closed = pipeline.step_time(self.stage_forward, self.stage_backward, strategy)
+        return self.step_time + (pipeline.replay(self.stage_forward, self.stage_backward, strategy) - closed)
 
 
 def estimate(
@@ -168,7 +183,7 @@ def _estimate(
         strategy,
         held,
     )
-    pipelined = closed_form(times.both, strategy, relax)
+    pipelined = pipeline.step_time(times.forward, times.backward, strategy, relax)
     after, after_parts = epilogue(system, strategy, layout, held, common, experts, relax)
     step = pipelined + after
 

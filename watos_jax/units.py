@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # a union of array types overwhelms static checkers; the test
     Leaf: TypeAlias = Any
     Scalar: TypeAlias = Any
     PerStage: TypeAlias = Any
+    PerChunk: TypeAlias = Any
     PerTier: TypeAlias = Any
 else:
     Leaf = Float[ArrayLike, "..."]
@@ -44,6 +45,8 @@ else:
     """One number: a float or an array of shape ()."""
     PerStage = Float[Array | np.ndarray, " stages"]
     """One number per pipeline stage, padded to the layout's number of stages."""
+    PerChunk = Float[Array | np.ndarray, " stages"] | Float[Array | np.ndarray, "chunks stages"]
+    """One number per pipeline stage, or one per model chunk of every stage."""
     PerTier = Float[Array | np.ndarray, " tiers"]
     """One number per network tier, innermost first."""
 
