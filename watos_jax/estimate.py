@@ -183,7 +183,7 @@ def _estimate(
         strategy,
         held,
     )
-    pipelined = pipeline.step_time(times.forward, times.backward, strategy, relax)
+    pipelined = pipeline.closed_form(times.forward, times.both, strategy, relax)
     after, after_parts = epilogue(system, strategy, layout, held, common, experts, relax)
     step = pipelined + after
 

@@ -39,10 +39,14 @@ def step_time(forward: PerStage, backward: PerStage, strategy: Strategy, relax: 
     Returns:
         Seconds.
     """
+    return closed_form(forward, forward + backward, strategy, relax)
+
+
+def closed_form(forward: PerStage, both: PerStage, strategy: Strategy, relax: Relaxation = HARD) -> Scalar:
+    """`step_time` from the forward time, and its sum with the backward time, of each stage."""
     gpipe = strategy.schedule == 1.0
-    both = forward + backward
     # GPipe's two phases have each their slowest stage, 1F1B has one
-    slowest = relax.max_over(jnp.where(gpipe, forward, both)) + relax.max_over(jnp.where(gpipe, backward, 0.0))
+    slowest = relax.max_over(jnp.where(gpipe, forward, both)) + relax.max_over(jnp.where(gpipe, both - forward, 0.0))
     return strategy.num_micro_batches * slowest + (total(both) - slowest) / strategy.virtual_stages
 
 
