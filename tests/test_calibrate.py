@@ -88,6 +88,7 @@ def test_a_row_becomes_the_run_it_describes():
         ({"zero": "3"}, "weights sharded"),
         ({"recompute": "selective (per-op)"}, "recompute is not one of"),
         ({"moe_experts": "8"}, "mixture of experts"),
+        ({"model": "Llama3-8B finetune LoRA"}, "adapters (LoRA)"),
         ({"heads": "17"}, "heads do not divide hidden"),
         ({"tp": "16"}, "illegal"),
     ],

@@ -433,10 +433,10 @@ def test_a_group_over_two_nodes_is_held_up_by_the_network_between_them():
 
 def test_launches_and_collective_latencies_by_hand():
     launch = Efficiency(launch_time=1e-3)
-    # four products and core, norms 2, rotary, residuals 2, activation; LM head and loss; twice backward but the core
-    layer_forward, layer_backward = 4 + 1 + 6 + 0, 2 * 4 + 1 + 2 * 6
+    # four products and core, norms 2, rotary, residuals 2, activation; LM head and loss; twice backward but the loss
+    layer = 4 + 1 + 6
     head = 1 + 2 + 1
-    expected = (4 * (layer_forward + layer_backward) + head) * 1e-3
+    expected = (4 * 3 * layer + head) * 1e-3
     assert seconds(system(efficiency=launch), Strategy()) == pytest.approx(expected, rel=1e-4)
     call = Efficiency(collective_latency=1e-3)
     strategy = Strategy(tensor_cols=2, sequence_parallel=0)

@@ -139,7 +139,9 @@ def physics(wafer, relax):
     return {
         "matmul_cost": matmul_cost(wafer.die, wafer.efficiency, shapes, strategy.gradient_bytes, relax),
         "attention_cost": cores,
-        "elementwise_times": elementwise_times(wafer.die, wafer.efficiency, elementwise(models.LLAMA3_8B, Strategy())),
+        "elementwise_times": elementwise_times(
+            wafer.die, wafer.efficiency, elementwise(models.LLAMA3_8B, Strategy()), relax
+        ),
         "voltage": voltage(wafer.technology, core.clock, relax),
         "flop_energy": flop_energy(wafer.system, relax),
         "leakage_power": leakage_power(wafer.technology, wafer.die, wafer.die.width * wafer.die.height, relax),

@@ -174,7 +174,7 @@ def _estimate(
         matmul_cost(system.die, system.efficiency, shapes, strategy.gradient_bytes, relax), system.die.core.clock
     )
     core = attention_cost(system.die, system.efficiency, attention(model, strategy), relax)
-    seconds = elementwise_times(system.die, system.efficiency, traffic)
+    seconds = elementwise_times(system.die, system.efficiency, traffic, relax)
     times = stage_times(
         pieces(products.forward, core.forward, seconds),
         pieces(products.backward, core.backward, seconds, 2.0),

@@ -159,6 +159,8 @@ def _check_precision(precision: str) -> None:
 def _model(row: Mapping[str, str]) -> Transformer:
     if row.get("moe_experts") not in (None, "", "0", "0.0"):
         raise Skip("mixture of experts: expert width is not a column")
+    if "lora" in row["model"].lower():
+        raise Skip("adapters (LoRA): most weights are frozen")
     heads = _number(row, "heads")
     hidden = _number(row, "hidden")
     if hidden % heads:

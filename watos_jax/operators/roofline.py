@@ -2,7 +2,7 @@
 
 A product of (rows x depth) by (depth x cols) takes
 
-    time  = max(compute, dram, noc) + launch_time
+    time  = max(compute, dram, noc, launch_time)
     compute = 2 rows cols depth (1 + overhead + rows0 / rows + cols0 / cols + cols0 / depth) / flop_rate * starvation
     dram  = 2 bytes * max(rows depth + depth cols + rows cols, 2 rows cols depth / sqrt(S)) / bandwidth
     noc   = 2 bytes * max(rows depth / core_rows, depth cols / core_cols) / noc_bandwidth
@@ -10,7 +10,8 @@ A product of (rows x depth) by (depth x cols) takes
 with S the elements that the die's SRAM holds: `2 M N K / sqrt(S)` is the I/O lower bound of Hong & Kung (1981) in the
 form of Kwasniewski et al. (SC 2019, arXiv 1908.09606), so traffic falls with capacity down to the compulsory one.
 `starvation = max(1, 2 bytes 2 sqrt(num_macs) / sram_bytes_per_clock)`: an output-stationary square array reads two
-operands along its sides each cycle.
+operands along its sides each cycle. Kernels are launched ahead of time: what takes a host longer to launch than a die
+to run takes `launch_time`, everything else hides it.
 
 Neglects: tile quantisation, fill and drain, reuse of SRAM between operators.
 """
@@ -29,6 +30,8 @@ from watos_jax.workload import ELEMENT_BYTES, Attention, Elementwise, Matmuls
 SCORE_BYTES: Final = 12.0
 """DRAM bytes per attention score of a materialised forward pass: product writes 2, softmax reads 2 and writes 2,
 dropout reads 2 and writes 2, product with the values reads 2."""
+SCORE_KERNELS: Final = 4.0
+"""Kernels of a materialised forward pass, the same four; a flash kernel is one. The backward pass has twice as many."""
 
 
 class OperatorCost(eqx.Module):
@@ -83,9 +86,9 @@ def matmul_cost(
     noc_rate = die.core.noc_bytes_per_clock * die.core.clock
     streamed = relax.maximum(count * rows * depth / die.core_rows, weights / die.core_cols)
     on_chip = relax.maximum(compute, streamed * (ELEMENT_BYTES / noc_rate))
-    launch = jnp.where(macs > 0, efficiency.launch_time, 0.0)
-    forward = relax.maximum(on_chip, moved * per_byte) + launch
-    weight_gradient = relax.maximum(on_chip, (moved + accumulated) * per_byte) + launch
+    busy = relax.maximum(on_chip, jnp.where(macs > 0, efficiency.launch_time, 0.0))
+    forward = relax.maximum(busy, moved * per_byte)
+    weight_gradient = relax.maximum(busy, (moved + accumulated) * per_byte)
     return OperatorCost(
         forward=forward,
         backward=forward + weight_gradient,
@@ -119,9 +122,10 @@ def attention_cost(die: Die, efficiency: Efficiency, shape: Attention, relax: Re
     moved = ELEMENT_BYTES * relax.maximum(compulsory, tiled) + scores
     per_byte = _time_per_dram_byte(die, efficiency)
     products = 2.5 - 0.5 * shape.materialised
+    launch = (1.0 + (SCORE_KERNELS - 1.0) * shape.materialised) * efficiency.launch_time
     return OperatorCost(
-        forward=relax.maximum(compute, moved * per_byte) + efficiency.launch_time,
-        backward=relax.maximum(products * compute, 2.0 * moved * per_byte) + efficiency.launch_time,
+        forward=relax.maximum(relax.maximum(compute, launch), moved * per_byte),
+        backward=relax.maximum(relax.maximum(products * compute, 2.0 * launch), 2.0 * moved * per_byte),
         forward_flop=2.0 * macs,
         backward_flop=2.0 * products * macs,
         forward_bytes=moved,
@@ -129,26 +133,30 @@ def attention_cost(die: Die, efficiency: Efficiency, shape: Attention, relax: Re
     )
 
 
-def elementwise_times(die: Die, efficiency: Efficiency, traffic: Elementwise) -> Elementwise:
-    """Forward time of each group of element-wise operators: DRAM bytes over sustained bandwidth, plus launches.
+def elementwise_times(die: Die, efficiency: Efficiency, traffic: Elementwise, relax: Relaxation) -> Elementwise:
+    """Forward time of each group of element-wise operators: DRAM bytes over sustained bandwidth, or its launches.
 
     Args:
         die: where it runs.
         efficiency: distance from the roofline.
         traffic: DRAM bytes of each group.
+        relax: hard or smooth.
 
     Returns:
         The same record with seconds in place of bytes.
     """
     per_byte = _time_per_dram_byte(die, efficiency)
-    launch = efficiency.launch_time
+
+    def seconds(moved: Scalar, kernels: Scalar) -> Scalar:
+        return relax.maximum(moved * per_byte, kernels * efficiency.launch_time)
+
     return Elementwise(
-        norms=traffic.norms * per_byte + 2.0 * launch,
-        rotary=traffic.rotary * per_byte + jnp.where(traffic.rotary > 0, launch, 0.0),
-        residuals=traffic.residuals * per_byte + 2.0 * launch,
-        activation=traffic.activation * per_byte + launch,
-        expert_activation=traffic.expert_activation * per_byte + 3.0 * launch,
-        loss=traffic.loss * per_byte + launch,
+        norms=seconds(traffic.norms, 2.0),
+        rotary=seconds(traffic.rotary, jnp.where(traffic.rotary > 0, 1.0, 0.0)),
+        residuals=seconds(traffic.residuals, 2.0),
+        activation=seconds(traffic.activation, 1.0),
+        expert_activation=seconds(traffic.expert_activation, 3.0),
+        loss=seconds(traffic.loss, 1.0),
     )
 
 

@@ -9,71 +9,71 @@ from typing import Final
 from watos_jax.hardware import Efficiency
 
 A100_MEGATRON: Final = Efficiency(
-    matmul_overhead=0.319,
-    matmul_rows=35.2,
-    matmul_cols=246.0,
-    attention_overhead=4.66,
-    attention_rows=118.0,
-    memory_overhead=0.134,
-    launch_time=4.23e-05,
-    collective_latency=1.6e-05,
-    network_overhead=0.0233,
+    matmul_overhead=0.366,
+    matmul_rows=49.4,
+    matmul_cols=320,
+    attention_overhead=4.68,
+    attention_rows=120,
+    memory_overhead=0.0854,
+    launch_time=5e-06,
+    collective_latency=7.43e-05,
+    network_overhead=0.0239,
 )
 """Megatron-LM and InternEvo on A100: fitted to
 Narayanan et al. (SC 2021), the Megatron-LM README tables and the InternEvo performance document, 27 runs."""
 
 A100_VTRAIN: Final = Efficiency(
-    matmul_overhead=0.00115,
-    matmul_rows=0.626,
-    matmul_cols=2.19,
-    attention_overhead=1.0,
-    attention_rows=100.0,
-    memory_overhead=0.0036,
-    launch_time=5.99e-05,
-    collective_latency=7.03e-05,
-    network_overhead=0.0114,
+    matmul_overhead=0.0774,
+    matmul_rows=2.27,
+    matmul_cols=303,
+    attention_overhead=1,
+    attention_rows=100,
+    memory_overhead=0.251,
+    launch_time=6.49e-05,
+    collective_latency=1.14e-05,
+    network_overhead=0.374,
 )
 """Megatron-DeepSpeed on A100, small models included: held up by kernel launches: fitted to
 the vTrain artifact (Bang et al., MICRO 2024), 1,032 runs."""
 
 A100_BLOOM: Final = Efficiency(
-    matmul_overhead=0.0547,
-    matmul_rows=1010.0,
-    matmul_cols=301.0,
-    attention_overhead=4.89,
-    attention_rows=88.2,
-    memory_overhead=1.43,
-    launch_time=0.000145,
-    collective_latency=2.12e-05,
-    network_overhead=1.58,
+    matmul_overhead=0.0457,
+    matmul_rows=1.35e03,
+    matmul_cols=343,
+    attention_overhead=5.05,
+    attention_rows=95.9,
+    memory_overhead=1.5,
+    launch_time=5e-06,
+    collective_latency=0.000475,
+    network_overhead=1.53,
 )
 """Megatron-DeepSpeed of BLOOM-176B on A100: fitted to
 the BigScience chronicles, 64 runs."""
 
 H100_NEMO: Final = Efficiency(
-    matmul_overhead=0.0115,
-    matmul_rows=16.0,
-    matmul_cols=53.4,
-    attention_overhead=3.68,
-    attention_rows=76.1,
-    memory_overhead=0.0525,
-    launch_time=1.1e-06,
-    collective_latency=0.000157,
-    network_overhead=0.0947,
+    matmul_overhead=0.0401,
+    matmul_rows=42.9,
+    matmul_cols=95.2,
+    attention_overhead=3.61,
+    attention_rows=91.2,
+    memory_overhead=0.116,
+    launch_time=5e-06,
+    collective_latency=0.000125,
+    network_overhead=0.0734,
 )
 """NeMo (Megatron-Core, Transformer Engine) on H100, bf16: fitted to
-NVIDIA DGX Cloud benchmarking recipes, 59 runs."""
+NVIDIA DGX Cloud benchmarking recipes, 53 runs."""
 
 B200_MEGATRON: Final = Efficiency(
-    matmul_overhead=0.903,
-    matmul_rows=102.0,
-    matmul_cols=214.0,
-    attention_overhead=1.17,
-    attention_rows=100.0,
-    memory_overhead=2.6,
-    launch_time=2.89e-05,
-    collective_latency=2.53e-05,
-    network_overhead=0.401,
+    matmul_overhead=1.1,
+    matmul_rows=99,
+    matmul_cols=237,
+    attention_overhead=0.815,
+    attention_rows=99.6,
+    memory_overhead=1.3,
+    launch_time=5.61e-05,
+    collective_latency=2.39e-05,
+    network_overhead=0.514,
 )
 """Megatron-LM with Transformer Engine on B200, bf16, no overlap: fitted to
 SimuMax v1.2 formal results, 12 runs."""
