@@ -39,7 +39,7 @@ def step_time(forward: PerStage, backward: PerStage, strategy: Strategy, relax: 
     Returns:
         Seconds.
     """
-    return closed_form(forward, forward + backward, strategy, relax)
+    return closed_form(forward, jnp.asarray(forward + backward), strategy, relax)
 
 
 def closed_form(forward: PerStage, both: PerStage, strategy: Strategy, relax: Relaxation = HARD) -> Scalar:
@@ -63,7 +63,7 @@ def step_time_bounds(forward: PerStage, backward: PerStage, strategy: Strategy) 
         backward: s per micro-batch, likewise.
         strategy: schedule, stages, micro-batches and virtual stages.
     """
-    both = forward + backward
+    both = jnp.asarray(forward + backward)
     m, v, p = strategy.num_micro_batches, strategy.virtual_stages, strategy.pipeline_parallel
     whole = total(both)
     before = jnp.cumsum(both, axis=-1) - both
