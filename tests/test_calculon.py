@@ -294,6 +294,7 @@ def disagreements(terms, point):
     }
 
 
+@pytest.mark.float64  # the bubble is a difference of two long times
 @each_point
 def test_every_term_of_the_step_time_agrees(point):
     assert not disagreements(times(point), point)
