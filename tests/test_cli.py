@@ -23,6 +23,7 @@ from watos_jax.report.tables import digits, quantity, seconds
 from watos_jax.search import codesign as search
 from watos_jax.search import lattice
 from watos_jax.search import plan as plans
+from watos_jax.search.objective import OBJECTIVES
 from watos_jax.search.space import Options
 
 WAFER = ["--wafer", "watos-config-3"]
@@ -93,8 +94,9 @@ def design():
         sides=(0, 1),
         strategy=strategy,
         estimate=estimate,
-        relaxed_step_time=0.98 * float(estimate.step_time),
-        rounding_gap=1.0 / 0.98 - 1.0,
+        objective=OBJECTIVES["tokens-per-second"],
+        value=float(estimate.step_time),
+        relaxed_value=0.98 * float(estimate.step_time),
         evaluations=1000,
         candidates=10,
         lattice_points=1e9,
@@ -106,7 +108,7 @@ def design():
 def returns(value):
     """A search that takes no time."""
 
-    def codesign(model, budget, *, options, progress):
+    def codesign(model, budget, *, options, objective, progress):
         progress("descend", 0.5)
         if isinstance(value, BaseException):
             raise value
@@ -243,21 +245,27 @@ def test_codesign_prints_tables(watos, design, monkeypatch):
         assert words in out
 
 
-@pytest.mark.parametrize("words", [["--budget", "dense-198"], ["--global-batch-size", "1024"]])
+WORDS = [["--budget", "dense-198"], ["--global-batch-size", "1024"], ["--objective", "tokens-per-joule"]]
+WORDS += [["--objective", "tokens-per-dollar", "--prices", "ttm-n7"]]
+
+
+@pytest.mark.parametrize("words", WORDS)
 def test_codesign_searches_what_it_is_asked(watos, design, monkeypatch, words):
     asked = {}
 
-    def codesign(model, budget, *, options, progress):
-        asked.update(budget=budget, options=options)
+    def codesign(model, budget, *, options, objective, progress):
+        asked.update(budget=budget, options=options, objective=objective)
         return design
 
     monkeypatch.setattr(search, "codesign", codesign)
     assert watos("codesign", "mixtral-8x7b", *words)[0] == 0
     assert asked["options"].least_use == search.OPTIONS.least_use
-    if "--budget" in words:
-        assert asked["budget"] is wj.presets.budgets.DENSE_198
-    else:
-        assert asked["options"].global_batch_size == 1024
+    expected = wj.presets.budgets.NAMES["dense-198" if "--budget" in words else "default"]
+    assert asked["budget"] is expected
+    assert asked["options"].global_batch_size == (1024 if "--global-batch-size" in words else 512)
+    name = words[1] if "--objective" in words else "tokens-per-second"
+    prices = wj.presets.prices.TTM_N7 if "--prices" in words else wj.presets.prices.ACTUARY_N7
+    assert asked["objective"] == replace(OBJECTIVES[name], prices=prices)
 
 
 def test_codesign_without_an_answer(watos, monkeypatch):
@@ -403,6 +411,8 @@ BAD = [
     (["codesign", "llama3-70b", "--sequence-length", "-8"], "--sequence-length is '-8'"),
     (["codesign", "llama3-70b", "--global-batch-size", "0.5"], "--global-batch-size is '0.5'"),
     (["codesign", "llama3-70b", "--budget", "defaults"], "--budget is 'defaults'.*did you mean default"),
+    (["codesign", "llama3-70b", "--objective", "tokens"], "--objective is 'tokens'.*tokens-per-second"),
+    (["codesign", "llama3-70b", "--prices", "ttm"], "--prices is 'ttm'.*did you mean ttm-n"),
     (["estimate", "llama3-70b", *WAFER, "--recompute", "some"], "--recompute is 'some'.*selective"),
     (["estimate", "llama3-70b", *WAFER, "--recompute", "3"], "--recompute is '3'"),
     (["estimate", "llama3-70b", *WAFER, "--schedule", "gpip"], "--schedule is 'gpip'.*did you mean gpipe"),

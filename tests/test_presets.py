@@ -8,10 +8,10 @@ import pytest
 
 from watos_jax.fabrication import fabrication_ratios
 from watos_jax.hardware import Budget, Knobs, Wafer
-from watos_jax.presets import budgets, chips, models, technologies, wafers
+from watos_jax.presets import budgets, chips, models, prices, technologies, wafers
 from watos_jax.units import GIGA, MIB, MM, MM2, TERA
 
-MODULES = (technologies, wafers, chips, models, budgets)
+MODULES = (technologies, wafers, chips, models, budgets, prices)
 SOURCES = [
     *(
         "arXiv",
@@ -25,6 +25,8 @@ SOURCES = [
         "Micron",
         "DeepFlow",
         "OpenTallas",
+        "Actuary",
+        "ttm-cas",
     ),
     *("data sheet", "B200", "TX8", "Cerebras", "OURS", "`"),
 ]

@@ -10,10 +10,12 @@ import pytest
 
 import watos_jax as wj
 from watos_jax.batch import map_chunks
+from watos_jax.estimate import ROUNDING
 from watos_jax.network.layout import fits
 from watos_jax.search import lattice
 from watos_jax.search.codesign import codesign
 from watos_jax.search.descend import Candidate, Point, Shared, score
+from watos_jax.search.objective import OBJECTIVES, Objective
 from watos_jax.search.space import Options, strategies
 from watos_jax.strategy import violation
 
@@ -52,8 +54,10 @@ def small_budget(seed: int) -> wj.Budget:
     )
 
 
-def exhaustive(budget: wj.Budget, model: wj.Transformer, options: Options) -> tuple[float, float, int]:
-    """Least time of every lattice point x every strategy x every grid, by the hard model one block at a time."""
+def exhaustive(
+    budget: wj.Budget, model: wj.Transformer, options: Options, objective: Objective
+) -> tuple[float, float, int]:
+    """Least objective of every lattice point x every strategy x every grid, by the hard model one block at a time."""
     counts = lattice.counts(budget)
     index = np.array(list(product(*(range(count) for count in counts))))
     knobs = lattice.values_at(budget, index)
@@ -63,7 +67,7 @@ def exhaustive(budget: wj.Budget, model: wj.Transformer, options: Options) -> tu
         system = eqx.tree_at(lambda w: (w.die_rows, w.die_cols), budget.wafer, (float(rows), float(cols)))
         space = strategies(system, model, options, max_stages=options.max_pipeline)
         table = np.minimum(np.arange(1024), len(space.layouts.pipeline_volume) - 1)
-        shared = Shared(budget, model, jax.tree.map(lambda leaf, table=table: leaf[table], space.layouts))
+        shared = Shared(budget, model, objective, jax.tree.map(lambda leaf, table=table: leaf[table], space.layouts))
         for sides, number in product(budget.memory_sides, range(len(space))):
             ones = np.ones(len(knobs))
             strategy = jax.tree.map(lambda leaf, row=number: np.full(len(knobs), leaf[row]), space.strategies)
@@ -77,21 +81,25 @@ def exhaustive(budget: wj.Budget, model: wj.Transformer, options: Options) -> tu
             )
             result = map_chunks(score, shared, Point(candidate, knobs))
             evaluated += len(knobs)
-            fitting = result.step_time[result.excess <= 0.0]
+            fitting = result.value[result.excess <= ROUNDING]
             best = min(best, fitting.min(initial=np.inf))
             slack = min(slack, result.excess.min())
     return float(best), float(slack), evaluated
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_codesign_equals_an_exhaustive_scan_of_a_small_lattice(seed):
-    budget = small_budget(seed)
-    best, _, evaluated = exhaustive(budget, MODEL, OPTIONS)
-    design = codesign(MODEL, budget, options=OPTIONS)
+@pytest.mark.parametrize(
+    ("seed", "name"),
+    [(0, "tokens-per-second"), (1, "tokens-per-second"), (1, "tokens-per-joule"), (0, "tokens-per-dollar")],
+)
+def test_codesign_equals_an_exhaustive_scan_of_a_small_lattice(seed, name):
+    budget, objective = small_budget(seed), OBJECTIVES[name]
+    best, _, evaluated = exhaustive(budget, MODEL, OPTIONS, objective)
+    design = codesign(MODEL, budget, options=OPTIONS, objective=objective)
     assert evaluated > 10_000
     assert np.isfinite(best)
-    assert float(design.estimate.step_time) <= best * 1.001
-    assert float(design.estimate.step_time) >= best * 0.999
+    assert design.value == pytest.approx(best, rel=1e-3)
+    assert design.value == pytest.approx(float(objective.value(design.wafer, design.estimate)), rel=1e-5)
+    assert design.relaxed_value <= design.value
     assert design.estimate.feasible
 
 

@@ -10,9 +10,11 @@ from watos_jax.cli.options import AsJson, Model, SequenceLength
 from watos_jax.cli.runtime import CompileClock, prepare, progress
 from watos_jax.cli.values import choice, model_of, one_line, whole
 from watos_jax.presets import budgets
+from watos_jax.presets import prices as price_lists
 from watos_jax.report.records import design_record
 from watos_jax.report.tables import design_view
 from watos_jax.search import codesign as search
+from watos_jax.search.objective import OBJECTIVES
 
 
 def codesign(
@@ -20,18 +22,24 @@ def codesign(
     budget: Annotated[str, typer.Option(metavar="NAME", help="The wafer to fill; see `watos presets budgets`.")] = (
         "default"
     ),
+    objective: Annotated[str, typer.Option(metavar="NAME", help=f"What to make most of: {', '.join(OBJECTIVES)}.")] = (
+        "tokens-per-second"
+    ),
+    prices: Annotated[str, typer.Option(metavar="NAME", help="What dollars are counted with.")] = "actuary-n7",
     global_batch_size: Annotated[str, typer.Option(metavar="N", help="Sequences per optimizer step.")] = "512",
     sequence_length: SequenceLength = None,
     as_json: AsJson = False,
 ) -> Any:
     """Design a wafer and its training strategy.
 
-    Looks for the pair that trains the model fastest: die grid, die size, cores, SRAM, memory stacks, die-to-die
-    bandwidth and clock within the budget, with every strategy that tiles the dies. No accelerator is needed. The
-    first run compiles, for about a minute, which is kept for later runs.
+    Looks for the pair that trains the model fastest (with --objective, with the least energy or money): die grid,
+    die size, cores, SRAM, memory stacks, die-to-die bandwidth and clock within the budget, with every strategy that
+    tiles the dies. No accelerator is needed. The first run compiles, for about a minute, which is kept for later
+    runs.
 
     \b
       watos codesign llama3-70b
+      watos codesign llama3-70b --objective tokens-per-dollar --prices ttm-n7
       watos codesign mixtral-8x7b --budget dense-198 --global-batch-size 1024
       watos codesign path/to/config.json --sequence-length 4096 --json > design.json
 
@@ -40,12 +48,18 @@ def codesign(
     """  # noqa: D301
     prepare()
     batch = whole("--global-batch-size", global_batch_size)
+    goal = OBJECTIVES[choice("--objective", objective, OBJECTIVES)]
+    goal = replace(goal, prices=price_lists.NAMES[choice("--prices", prices, price_lists.NAMES)])
     chosen = budgets.NAMES[choice("--budget", budget, budgets.NAMES)]
     transformer = model_of(model, sequence_length)
     options = replace(search.OPTIONS, global_batch_size=batch)
     with progress(f"designing a wafer for {model}") as report, CompileClock() as clock:
-        design = search.codesign(transformer, chosen, options=options, progress=report)
-    record = {"model": model, "budget": budget} | design_record(design) | {"compile_time": clock.time}
+        design = search.codesign(transformer, chosen, options=options, objective=goal, progress=report)
+    record = (
+        {"model": model, "budget": budget, "objective_name": objective, "prices": prices}
+        | design_record(design)
+        | {"compile_time": clock.time}
+    )
     if as_json:
         return json.dumps(record, indent=2, allow_nan=False)
     return design_view(one_line(f"{model} on a wafer of the {budget} budget"), record)

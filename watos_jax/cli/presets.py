@@ -14,7 +14,7 @@ from watos_jax.cli.documentation import meanings, sources
 from watos_jax.cli.options import AsJson
 from watos_jax.cli.runtime import prepare
 from watos_jax.cli.values import choice
-from watos_jax.presets import budgets, chips, models, technologies, wafers
+from watos_jax.presets import budgets, chips, models, prices, technologies, wafers
 from watos_jax.presets.technologies import PJ_PER_BIT
 from watos_jax.report.records import plain
 from watos_jax.report.tables import stacked, table
@@ -113,6 +113,16 @@ KINDS: Final = {
             "um2/MAC": lambda budget: _TECHNOLOGY["um2/MAC"](budget.wafer.technology),
             "link GB/s per mm": lambda budget: _LINK["GB/s per mm"](budget.wafer.d2d),
             "stack, mm": lambda budget: _MEMORY["footprint, mm"](budget.wafer.die.memory),
+        },
+    ),
+    "prices": Kind(
+        prices,
+        prices.NAMES,
+        {
+            "$ per wafer": lambda price: f"{price.wafer_price:,.0f}",
+            "defects per cm2": lambda price: f"{price.defect_density / prices.PER_CM2:.2f}",
+            "alpha": lambda price: f"{price.clustering:g}",
+            "$ per GB": lambda price: f"{price.memory_price * GIGA:g}",
         },
     ),
     "technologies": Kind(technologies, technologies.NAMES, _TECHNOLOGY),

@@ -4,5 +4,6 @@ from watos_jax.presets import budgets as budgets
 from watos_jax.presets import chips as chips
 from watos_jax.presets import efficiencies as efficiencies
 from watos_jax.presets import models as models
+from watos_jax.presets import prices as prices
 from watos_jax.presets import technologies as technologies
 from watos_jax.presets import wafers as wafers

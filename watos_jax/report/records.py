@@ -10,6 +10,7 @@ from typing import Any, Final
 import equinox as eqx
 import numpy as np
 
+from watos_jax.cost import step_cost, wafer_cost
 from watos_jax.estimate import Estimate
 from watos_jax.fabrication import area_fractions
 from watos_jax.hardware import System, Wafer
@@ -119,13 +120,24 @@ def architecture_record(wafer: Wafer) -> Plain:
 
 
 def design_record(design: Design) -> Plain:
-    """A co-designed wafer, its strategy and its estimate; areas as fractions of the window, which add up to 1."""
+    """A co-designed wafer, its strategy and its estimate; areas as fractions of the window, which add up to 1.
+
+    `relaxed_step_time` is None where the objective is another than the step time.
+    """
     fractions = {name: float(part) for name, part in area_fractions(design.wafer).items()}
     fractions["other"] = 1.0 - sum(part for name, part in fractions.items() if name != "other")
-    return estimate_record(design.wafer, design.strategy, design.estimate) | {
+    answer, prices = design.estimate, design.objective.prices
+    cost = wafer_cost(design.wafer, prices)
+    per_step = step_cost(design.wafer, prices, answer.step_time, answer.energy)
+    tokens = answer.tokens_per_second * answer.step_time
+    weights = {name: plain(getattr(design.objective, name)) for name in ("time", "energy", "cost")}
+    return estimate_record(design.wafer, design.strategy, answer) | {
         "architecture": architecture_record(design.wafer),
         "area_fractions": fractions,
-        "relaxed_step_time": plain(design.relaxed_step_time),
+        "wafer_cost": plain(cost._asdict()) | {"total": plain(cost.total)},
+        "tokens_per_dollar": plain(tokens / per_step),
+        "objective": {"weights": weights, "value": design.value, "relaxed_value": design.relaxed_value},
+        "relaxed_step_time": design.relaxed_value if weights == {"time": 1.0, "energy": 0.0, "cost": 0.0} else None,
         "rounding_gap": plain(design.rounding_gap),
         "at_bound": design.at_bound,
         "evaluations": design.evaluations,

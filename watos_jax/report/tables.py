@@ -179,8 +179,8 @@ def area_table(record: Mapping[str, Any]) -> Table:
 def search_table(record: Mapping[str, Any]) -> Table:
     """How the design was found and what the search cost."""
     rows = {
-        "relaxed step time": seconds(record["relaxed_step_time"]),
-        "rounded step time": seconds(record["step_time"]),
+        "objective": f"{record['objective']['value']:.6g}",
+        "relaxed objective": f"{record['objective']['relaxed_value']:.6g}",
         "rounding gap": percent(record["rounding_gap"]),
         "at an end of the budget": ", ".join(name.replace("_", " ") for name in record["at_bound"]) or "nothing",
         "discrete choices": f"{record['candidates']:,}",
@@ -190,6 +190,12 @@ def search_table(record: Mapping[str, Any]) -> Table:
         "of it compilation": seconds(record["compile_time"]),
     }
     return pairs("Search", rows)
+
+
+def cost_table(record: Mapping[str, Any]) -> Table:
+    """Dollars of a working wafer, and what they buy."""
+    causes = {name: f"$ {part:,.0f}" for name, part in record["wafer_cost"].items()}
+    return pairs("Cost of a wafer", causes | {"tokens per dollar": f"{record['tokens_per_dollar']:,.0f}"})
 
 
 def stacked(*parts: RenderableType) -> RenderableType:
@@ -213,6 +219,7 @@ def design_view(title: str, record: Mapping[str, Any]) -> RenderableType:
         breakdown_table(record),
         memory_table(record),
         margin_table(record),
+        cost_table(record),
         search_table(record),
     )
 

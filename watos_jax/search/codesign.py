@@ -25,6 +25,7 @@ from watos_jax.hardware import Budget, Knobs, System, Tier, Wafer
 from watos_jax.model import Transformer
 from watos_jax.search import lattice
 from watos_jax.search.descend import ROUNDS, STEPS, Candidate, Point, Shared, descend, score
+from watos_jax.search.objective import STEP_TIME, Objective
 from watos_jax.search.space import Options, StrategySpace, strategies
 from watos_jax.strategy import Layout, Strategy
 
@@ -43,7 +44,7 @@ SHARE = 64
 LEAST_AREA = 0.6
 """Die grids that leave room for less than this share of the most die area of any grid are not searched."""
 OFF_LIMITS = 20.0
-"""Weight of a broken limit against time when first guesses are ranked, both in logarithms."""
+"""Weight of a broken limit against the objective when first guesses are ranked, both in logarithms."""
 
 
 class Infeasible(ValueError):
@@ -60,9 +61,10 @@ class Design:
         sides: (horizontal, vertical) die edges that carry memory.
         strategy: the training strategy.
         estimate: the hard model's answer.
-        relaxed_step_time: s of the best relaxed design known for the same strategy; the lattice is part of the
-            relaxed box, so it is never above the step time.
-        rounding_gap: step time over the relaxed one, minus 1.
+        objective: what was made small.
+        value: the objective of the design.
+        relaxed_value: of the best relaxed design known for the same strategy; the lattice is part of the relaxed
+            box, so it is never above the value.
         evaluations: estimates made, a gradient counted once.
         candidates: discrete choices enumerated.
         lattice_points: hardware points per discrete choice.
@@ -77,8 +79,9 @@ class Design:
     sides: tuple[int, int]
     strategy: Strategy
     estimate: Estimate
-    relaxed_step_time: float
-    rounding_gap: float
+    objective: Objective
+    value: float
+    relaxed_value: float
     evaluations: int
     candidates: int
     lattice_points: float
@@ -87,20 +90,27 @@ class Design:
     pruned: dict[str, int] = field(default_factory=dict)
     at_bound: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def rounding_gap(self) -> float:
+        """Value over the relaxed one, minus 1."""
+        return self.value / self.relaxed_value - 1.0
+
 
 def codesign(
     model: Transformer,
     budget: Budget,
     *,
     options: Options = OPTIONS,
+    objective: Objective = STEP_TIME,
     progress: Callable[[str, float], None] | None = None,
 ) -> Design:
-    """Choose the hardware and the strategy that train the model fastest within the budget.
+    """Choose the hardware and the strategy that train the model best within the budget.
 
     Args:
         model: the transformer.
         budget: the wafer to fill and the lattice of its knobs.
         options: what strategies may choose from.
+        objective: what to make small; the step time, so that most tokens are trained per second.
         progress: called with a phase's name and the share of it that is done.
 
     Returns:
@@ -110,15 +120,23 @@ def codesign(
         Infeasible: no design was found that fits.
         ValueError: no strategy is legal on any die grid.
     """
-    search = _Search(model, budget, options, progress or (lambda phase, share: None))
+    search = _Search(model, budget, options, objective, progress or (lambda phase, share: None))
     return search.run()
 
 
 class _Search:
     # the state of one co-design: tables shared by all points, counters, and the four phases
 
-    def __init__(self, model: Transformer, budget: Budget, options: Options, progress: Callable[[str, float], None]):
+    def __init__(
+        self,
+        model: Transformer,
+        budget: Budget,
+        options: Options,
+        objective: Objective,
+        progress: Callable[[str, float], None],
+    ):
         self.model, self.budget, self.options, self.progress = model, budget, options, progress
+        self.objective = objective
         self.started = time.perf_counter()
         self.evaluations = 0
         self.phases: dict[str, float] = {}
@@ -129,8 +147,8 @@ class _Search:
     def run(self) -> Design:
         enumerated = self._timed("enumerate", self._enumerate)
         kept = self._timed("guess", lambda: self._guess(enumerated))
-        relaxed, times = self._timed("descend", lambda: self._descend(kept))
-        return self._timed("round", lambda: self._round(kept, relaxed, times))
+        relaxed, values = self._timed("descend", lambda: self._descend(kept))
+        return self._timed("round", lambda: self._round(kept, relaxed, values))
 
     def _timed(self, phase: str, work: Callable[[], Any]) -> Any:
         self.progress(phase, 0.0)
@@ -160,7 +178,7 @@ class _Search:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in self.pruned.items())
             raise Infeasible(f"no die grid of the budget can hold the model: {reasons}")
         layouts = jax.tree.map(lambda *parts: np.concatenate(parts), *(space.layouts for space in spaces))
-        self.shared = Shared(self.budget, self.model, _padded(layouts))
+        self.shared = Shared(self.budget, self.model, self.objective, _padded(layouts))
         group = np.concatenate([np.full(len(block.knobs), number) for number, block in enumerate(blocks)])
         self.num_candidates = len(group)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *blocks), group, guesses
@@ -199,7 +217,7 @@ class _Search:
     def _scores(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
         self.evaluations += len(points.knobs)
         result = map_chunks(score, self.shared, points)
-        return result.step_time, result.excess
+        return result.value, result.excess
 
     def _guess(self, enumerated: tuple[Point, np.ndarray, list[np.ndarray]]) -> Point:
         points, group, guesses = enumerated
@@ -216,23 +234,23 @@ class _Search:
         return _take(tried, best[np.sort(first)[:KEPT]])
 
     def _merit(self, points: Point) -> np.ndarray:
-        times, excess = self._scores(points)
-        return np.log(times) + OFF_LIMITS * np.maximum(excess - ROUNDING, 0.0) ** 2
+        values, excess = self._scores(points)
+        return np.log(values) + OFF_LIMITS * np.maximum(excess - ROUNDING, 0.0) ** 2
 
     def _descend(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
         self.evaluations += len(points.knobs) * ROUNDS * STEPS
         knobs, result = map_chunks(descend, self.shared, points, chunk=DESCENDED_AT_ONCE, chunks_per_call=1)
-        return knobs, np.where(result.excess < 0.01, result.step_time, np.inf)
+        return knobs, np.where(result.excess < 0.01, result.value, np.inf)
 
-    def _round(self, points: Point, relaxed: np.ndarray, times: np.ndarray) -> Design:
-        best = np.argsort(times, kind="stable")[:ROUNDED]
+    def _round(self, points: Point, relaxed: np.ndarray, values: np.ndarray) -> Design:
+        best = np.argsort(values, kind="stable")[:ROUNDED]
         boxes = [lattice.inside(self.budget, lattice.box(lattice.nearest(self.budget, relaxed[row]))) for row in best]
         owners = np.concatenate([np.full(len(box), row) for row, box in zip(best, boxes, strict=True)])
         indices = np.concatenate(boxes)
         starts = self._best_of_each(points, owners, indices)[:REFINED]
         refined = [self._refine(points, *start) for start in starts]
         winner, index, found, _ = min(refined, key=lambda one: (max(one[3] - ROUNDING, 0.0), one[2]))
-        return self._design(points, winner, index, min(float(times[winner]), found))
+        return self._design(points, winner, index, (found, min(float(values[winner]), found)))
 
     def _refine(
         self, points: Point, owner: int, index: np.ndarray, found: float, excess: float
@@ -242,23 +260,23 @@ class _Search:
             around = np.concatenate(
                 [lattice.inside(self.budget, lattice.box(index)), lattice.moves(self.budget, index)]
             )
-            _, there, time_there, excess_there = self._best_of_each(points, np.full(len(around), owner), around)[0]
-            if (max(excess_there - ROUNDING, 0.0), time_there) >= (max(excess - ROUNDING, 0.0), found):
+            _, there, value_there, excess_there = self._best_of_each(points, np.full(len(around), owner), around)[0]
+            if (max(excess_there - ROUNDING, 0.0), value_there) >= (max(excess - ROUNDING, 0.0), found):
                 return owner, index, found, excess
-            index, found, excess = there, time_there, excess_there
+            index, found, excess = there, value_there, excess_there
 
     def _best_of_each(
         self, points: Point, owners: np.ndarray, indices: np.ndarray
     ) -> list[tuple[int, np.ndarray, float, float]]:
-        # of each candidate the fastest feasible lattice point, or the one that exceeds its limits least; best first
+        # of each candidate the best feasible lattice point, or the one that exceeds its limits least; best first
         knobs = lattice.values_at(self.budget, indices)
-        times, excess = self._scores(_take(points, owners)._replace(knobs=knobs))
-        order = np.lexsort((times, np.maximum(excess - ROUNDING, 0.0)))
+        values, excess = self._scores(_take(points, owners)._replace(knobs=knobs))
+        order = np.lexsort((values, np.maximum(excess - ROUNDING, 0.0)))
         _, first = np.unique(owners[order], return_index=True)
         best = order[np.sort(first)]
-        return [(int(owners[row]), indices[row], float(times[row]), float(excess[row])) for row in best]
+        return [(int(owners[row]), indices[row], float(values[row]), float(excess[row])) for row in best]
 
-    def _design(self, points: Point, row: int, index: np.ndarray, relaxed_time: float) -> Design:
+    def _design(self, points: Point, row: int, index: np.ndarray, values: tuple[float, float]) -> Design:
         chosen = _take(points, np.array([row]))
         candidate = jax.tree.map(lambda leaf: float(leaf[0]), chosen.candidate)
         sides = (candidate.horizontal_sides, candidate.vertical_sides)
@@ -275,8 +293,9 @@ class _Search:
             sides=(int(sides[0]), int(sides[1])),
             strategy=candidate.strategy,
             estimate=answer,
-            relaxed_step_time=relaxed_time,
-            rounding_gap=float(answer.step_time) / relaxed_time - 1.0,
+            objective=self.objective,
+            value=values[0],
+            relaxed_value=values[1],
             evaluations=self.evaluations,
             candidates=self.num_candidates,
             lattice_points=float(np.prod(lattice.counts(self.budget).astype(float))),

@@ -3,7 +3,7 @@
 Knobs are descended as logarithms of absolute quantities, between the lattice's ends, with Adam (optax). Limits enter
 by an augmented Lagrangian on log(use / allowance); the sharpness of the smooth model rises along the way.
 
-Minimise `log(step_time) + sum_i (max(0, m_i + r g_i)^2 - m_i^2) / (2 r)` with `g_i = log(use_i / allowance_i)`,
+Minimise `log(objective) + sum_i (max(0, m_i + r g_i)^2 - m_i^2) / (2 r)` with `g_i = log(use_i / allowance_i)`,
 multipliers m_i updated to `max(0, m_i + r g_i)` after every round (Nocedal & Wright, 2006, section 17.4).
 """
 
@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Int
 from watos_jax.estimate import estimate
 from watos_jax.hardware import Budget
 from watos_jax.model import Transformer
-from watos_jax.relax import Smooth
+from watos_jax.relax import HARD, Relaxation, Smooth
 from watos_jax.search.lattice import from_array, to_array
+from watos_jax.search.objective import Objective
 from watos_jax.strategy import Layout, Strategy
 from watos_jax.units import Scalar
 
@@ -63,17 +64,18 @@ class Point(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all points of a search have in common: budget, model and the table of layouts."""
+    """What all points of a search have in common: budget, model, objective and the table of layouts."""
 
     budget: Budget
     model: Transformer
+    objective: Objective
     layouts: Layout
 
 
 class Score(NamedTuple):
-    """Time of a point, and log(use / allowance) of its worst limit; above 0 it does not fit."""
+    """Objective of a point, and log(use / allowance) of its worst limit; above 0 it does not fit."""
 
-    step_time: Scalar
+    value: Scalar
     excess: Scalar
 
 
@@ -84,27 +86,27 @@ def log_ratios(margins: dict[str, Scalar]) -> Float[Array, " limits"]:
 
 
 def score(shared: Shared, point: Point) -> Score:
-    """Hard step time and excess of one point."""
-    result = _estimate(shared, point)
-    return Score(result.step_time, jnp.max(log_ratios(result.margins)))
+    """Objective and excess of one point by the hard model."""
+    value, margins = _evaluate(shared, point)
+    return Score(value, jnp.max(log_ratios(margins)))
 
 
 def descend(shared: Shared, point: Point) -> tuple[Float[Array, " knobs"], Score]:
     """Descend from one point; returns the knobs reached and their score by the smooth model at its sharpest.
 
     Args:
-        shared: budget, model, layouts.
+        shared: budget, model, objective, layouts.
         point: a candidate and where to start.
     """
     low, high = jnp.log(_array(shared.budget.low)), jnp.log(_array(shared.budget.high))
     start = jnp.clip(jnp.log(point.knobs), low, high)
 
     def objective(log_knobs: Array, multipliers: Array, sharpness: Scalar) -> tuple[Scalar, tuple[Scalar, Array]]:
-        result = _estimate(shared, Point(point.candidate, jnp.exp(log_knobs)), Smooth(sharpness))
-        excess = log_ratios(result.margins)
+        value, margins = _evaluate(shared, Point(point.candidate, jnp.exp(log_knobs)), Smooth(sharpness))
+        excess = log_ratios(margins)
         pushed = jnp.maximum(0.0, multipliers + PENALTY * excess)
         penalty = jnp.sum(pushed**2 - multipliers**2) / (2.0 * PENALTY)
-        return jnp.log(result.step_time) + penalty, (result.step_time, excess)
+        return jnp.log(value) + penalty, (value, excess)
 
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=LEARNING_RATE[0], b1=0.8, b2=0.95)
     num_limits = jax.eval_shape(lambda: objective(start, jnp.zeros(()), SHARPNESS[0])[1][1]).size
@@ -114,8 +116,8 @@ def descend(shared: Shared, point: Point) -> tuple[Float[Array, " knobs"], Score
         progress = jnp.floor(number / STEPS) / (ROUNDS - 1)
         sharpness = SHARPNESS[0] ** (1.0 - progress) * SHARPNESS[1] ** progress
         rate = LEARNING_RATE[0] ** (1.0 - progress) * LEARNING_RATE[1] ** progress
-        gradient, (step_time, excess) = jax.grad(objective, has_aux=True)(log_knobs, multipliers, sharpness)
-        reached = (jnp.exp(log_knobs), Score(step_time, jnp.max(excess)))
+        gradient, (value, excess) = jax.grad(objective, has_aux=True)(log_knobs, multipliers, sharpness)
+        reached = (jnp.exp(log_knobs), Score(value, jnp.max(excess)))
         state.hyperparams["learning_rate"] = rate
         update, state = optimizer.update(gradient, state)
         log_knobs = jnp.clip(log_knobs + update, low, high)
@@ -134,13 +136,13 @@ def _array(knobs):  # type: ignore[no-untyped-def]
     return jnp.stack([jnp.asarray(leaf) for leaf in jax.tree.leaves(knobs)], axis=-1)
 
 
-def _estimate(shared: Shared, point: Point, relax=None):  # type: ignore[no-untyped-def]
+def _evaluate(shared: Shared, point: Point, relax: Relaxation = HARD) -> tuple[Scalar, dict[str, Scalar]]:
     candidate = point.candidate
     sides = (candidate.horizontal_sides, candidate.vertical_sides)
     wafer = shared.budget.build(from_array(point.knobs), candidate.die_rows, candidate.die_cols, sides)
     layout = jax.tree.map(lambda leaf: leaf[candidate.geometry], shared.layouts)
-    options = {} if relax is None else {"relax": relax}
-    return estimate(wafer, shared.model, candidate.strategy, layout=layout, **options)
+    result = estimate(wafer, shared.model, candidate.strategy, layout=layout, relax=relax)
+    return shared.objective.value(wafer, result), result.margins
 
 
 __all__ = ["Candidate", "Point", "Score", "Shared", "descend", "log_ratios", "score", "to_array"]
