@@ -21,7 +21,7 @@ from watos_jax.cli.presets import KINDS
 from watos_jax.cli.runtime import CompileClock, num_cores
 from watos_jax.report.tables import digits, quantity, seconds
 from watos_jax.search import codesign as search
-from watos_jax.search import lattice
+from watos_jax.search import lattice, shadow
 from watos_jax.search import plan as plans
 from watos_jax.search.objective import OBJECTIVES
 from watos_jax.search.space import Options
@@ -146,6 +146,20 @@ def check_design(record):
 
 
 @pytest.fixture
+def prices(monkeypatch):
+    """Shadow prices as they would be found, without solving for them."""
+    found = wj.ShadowPrices(
+        value=69.0,
+        limits={"die_area": 0.97},
+        bounds={"clock high": 0.9},
+        constants={"technology.mac_area": 0.8, "die_gap": 1e-9},
+        residual=1e-9,
+    )
+    monkeypatch.setattr(shadow, "shadow_prices", lambda *_: found)
+    return found
+
+
+@pytest.fixture
 def planned(monkeypatch):
     """A search over few strategies, as `watos plan` would make it over all."""
     few = Options(global_batch_size=32, micro_batch_sizes=(1,), recompute=("none", "full"), virtual_stages=(1,))
@@ -247,6 +261,16 @@ def test_codesign_prints_tables(watos, design, monkeypatch):
 
 WORDS = [["--budget", "dense-198"], ["--global-batch-size", "1024"], ["--objective", "tokens-per-joule"]]
 WORDS += [["--objective", "tokens-per-dollar", "--prices", "ttm-n7"]]
+
+
+def test_codesign_prices_what_it_is_asked(answer, watos, design, prices, monkeypatch):
+    monkeypatch.setattr(search, "codesign", returns(design))
+    assert answer("codesign", "llama3-70b")["prices"] is None
+    assert answer("codesign", "llama3-70b", "--shadow-prices")["prices"] == vars(prices)
+    out = watos("codesign", "llama3-70b", "--shadow-prices")[1]
+    for words in ("limit die area +-0.970", "budget clock high +-0.900", r"technology[.]mac_area +[+]0.800"):
+        assert re.search(words, out)
+    assert "die_gap" not in out
 
 
 @pytest.mark.parametrize("words", WORDS)
@@ -366,7 +390,7 @@ def test_help_of_all(watos):
     assert watos() == (0, out, "")
 
 
-def test_examples_of_the_help_are_accepted(watos, design, planned, monkeypatch):
+def test_examples_of_the_help_are_accepted(watos, design, planned, prices, monkeypatch):
     monkeypatch.setattr(search, "codesign", returns(design))
     monkeypatch.chdir(CONFIGS)
     for command in COMMANDS:

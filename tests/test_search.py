@@ -209,3 +209,55 @@ def test_the_default_budget_is_not_tiny():
     assert float(budget.step.core_rows) <= 1 and float(budget.step.core_cols) <= 1
     assert float(budget.step.sram_bytes_per_core) <= 64 * 1024
     assert float(budget.step.dram_stacks) <= 1
+
+
+# shadow prices
+
+
+@pytest.fixture(scope="module")
+def priced():
+    """A small budget, its design, and the prices of the design's limits and constants."""
+    budget = small_budget(0)
+    # room around the lattice, so that limits and not its ends decide
+    low = lattice.to_array(budget.low) * np.array([0.5, 0.5, 1.0, 1.0, 0.3, 0.8, 0.8, 0.9])
+    high = lattice.to_array(budget.high) * np.array([2.0, 2.0, 2.0, 1.0, 3.0, 1.2, 1.2, 1.1])
+    budget = replace(budget, low=lattice.from_array(low), high=lattice.from_array(high))
+    options = replace(OPTIONS, micro_batch_sizes=(1,), recompute=("none",))
+    design = codesign(MODEL, budget, options=options)
+    return budget, design, wj.shadow_prices(design, MODEL, budget)
+
+
+def test_the_relaxed_optimum_is_stationary_and_below_the_design(priced):
+    _, design, prices = priced
+    assert prices.residual < 1e-5
+    assert prices.value <= design.value * (1 + 1e-6)
+    assert prices.limits and all(price > 0 for price in prices.limits.values())
+
+
+def test_prices_are_the_slopes_of_the_optimum(priced):
+    """Solved again with a constant a little off, the best value moves as its price says."""
+    budget, design, prices = priced
+    step = 2e-3
+    strongest = sorted(prices.constants, key=lambda name: -abs(prices.constants[name]))[:4]
+    assert "technology.mac_area" in strongest
+    for name in strongest:
+
+        def field(wafer, name=name):
+            for part in name.split("."):
+                wafer = getattr(wafer, part)
+            return wafer
+
+        def solved(factor, field=field):
+            wafer = eqx.tree_at(field, budget.wafer, factor * float(field(budget.wafer)))
+            return wj.shadow_prices(design, MODEL, replace(budget, wafer=wafer)).value
+
+        slope = np.log(solved(1 + step) / solved(1 - step)) / np.log((1 + step) / (1 - step))
+        assert prices.constants[name] == pytest.approx(slope, rel=0.02, abs=1e-3), name
+
+
+def test_prices_of_areas_agree(priced):
+    """Cores and SRAM share a die: a smaller MAC and a denser SRAM together are worth the die's area at most."""
+    _, _, prices = priced
+    constants = prices.constants
+    share = constants["technology.mac_area"] + constants.get("technology.sram_area", 0.0)
+    assert 0 < share <= prices.limits["die_area"] + 1e-6

@@ -32,6 +32,8 @@ from watos_jax.search.codesign import Infeasible as Infeasible
 from watos_jax.search.codesign import codesign as codesign
 from watos_jax.search.plan import Plan as Plan
 from watos_jax.search.plan import plan as plan
+from watos_jax.search.shadow import ShadowPrices as ShadowPrices
+from watos_jax.search.shadow import shadow_prices as shadow_prices
 from watos_jax.search.space import Options as Options
 from watos_jax.search.space import strategies as strategies
 from watos_jax.strategy import Layout as Layout

@@ -8,8 +8,8 @@ Brackets, with `tau = 1 / sharpness`, for non-negative arguments:
 
 * maximum: `max <= smooth <= (1 + tau) max` per nesting level (`max_over` of n nests `ceil(log2 n)` levels);
 * minimum: `min / (1 + tau) <= smooth <= min` per nesting level;
-* floor, ceil, round: within 1 of the hard value, and equal to it in the limit away from the jumps; at a jump
-  (a whole number, for floor and ceil) the smooth value is half-way;
+* floor, ceil, round: within 1 of the hard value, and equal to it in the limit; floor and ceil also at whole numbers,
+  where they are within `sqrt(tau / 2) / pi`, because they jump beside them; round is half-way at its jumps;
 * at_least (an indicator): no bracket; it must not enter a bound.
 
 Maximum and minimum scale with their arguments and at_least does not change when both of its are scaled, so nothing
@@ -97,7 +97,7 @@ class Smooth(Relaxation):
     """Smooth operations that keep log-log convexity: scale-free, exact in the limit of large sharpness.
 
     `maximum(a, b) = (a + b + sqrt((a - b)^2 + 4 tau^2 a b)) / 2`, `minimum(a, b) = a b / maximum(a, b)`,
-    `floor(x) = x - 1/2 + arctan(sin 2 pi x / (1 + tau - cos 2 pi x)) / pi`,
+    `floor(x) = s(x + sqrt(tau / 2) / pi)` with `s(x) = x - 1/2 + arctan(sin 2 pi x / (1 + tau - cos 2 pi x)) / pi`,
     `at_least(a, t) = sigmoid(sharpness (a - t) / (a + t))`.
 
     Attributes:
@@ -124,15 +124,18 @@ class Smooth(Relaxation):
         return _largest(self.maximum, a)
 
     def floor(self, a: Leaf) -> Result:
-        # of the fraction alone and by half angles, which loses no digits to a large argument or a small tau
-        half = jnp.pi * (a - jnp.floor(a))
-        return a - 0.5 + jnp.arctan(jnp.sin(half) * jnp.cos(half) / (0.5 * self.tau + jnp.sin(half) ** 2)) / jnp.pi
+        return _smooth_steps(a + self._lead, self.tau)
 
     def ceil(self, a: Leaf) -> Result:
         return -self.floor(-a)
 
     def round(self, a: Leaf) -> Result:
-        return self.floor(a + 0.5)
+        return _smooth_steps(a + 0.5, self.tau)
+
+    @property
+    def _lead(self) -> Scalar:
+        # where the smooth step has come nearest to its upper value, so that whole numbers keep theirs
+        return jnp.sqrt(0.5 * self.tau) / jnp.pi
 
     def at_least(self, a: Leaf, threshold: Leaf) -> Result:
         return jax.nn.sigmoid(self.sharpness * _lean(a, threshold))
@@ -140,6 +143,13 @@ class Smooth(Relaxation):
 
 HARD = Hard()
 """The relaxation that relaxes nothing."""
+
+
+def _smooth_steps(a: Leaf, tau: Scalar) -> Result:
+    # half-way up at whole numbers; of the fraction alone and by half angles, which loses no digits to a large
+    # argument or a small tau
+    half = jnp.pi * (a - jnp.floor(a))
+    return a - 0.5 + jnp.arctan(jnp.sin(half) * jnp.cos(half) / (0.5 * tau + jnp.sin(half) ** 2)) / jnp.pi
 
 
 @jax.custom_jvp

@@ -14,6 +14,7 @@ from watos_jax.presets import prices as price_lists
 from watos_jax.report.records import design_record
 from watos_jax.report.tables import design_view
 from watos_jax.search import codesign as search
+from watos_jax.search import shadow
 from watos_jax.search.objective import OBJECTIVES
 
 
@@ -26,6 +27,9 @@ def codesign(
         "tokens-per-second"
     ),
     prices: Annotated[str, typer.Option(metavar="NAME", help="What dollars are counted with.")] = "actuary-n7",
+    shadow_prices: Annotated[
+        bool, typer.Option("--shadow-prices", help="Also say what more of each limit and constant is worth.")
+    ] = False,
     global_batch_size: Annotated[str, typer.Option(metavar="N", help="Sequences per optimizer step.")] = "512",
     sequence_length: SequenceLength = None,
     as_json: AsJson = False,
@@ -40,6 +44,7 @@ def codesign(
     \b
       watos codesign llama3-70b
       watos codesign llama3-70b --objective tokens-per-dollar --prices ttm-n7
+      watos codesign llama3-70b --shadow-prices
       watos codesign mixtral-8x7b --budget dense-198 --global-batch-size 1024
       watos codesign path/to/config.json --sequence-length 4096 --json > design.json
 
@@ -55,9 +60,12 @@ def codesign(
     options = replace(search.OPTIONS, global_batch_size=batch)
     with progress(f"designing a wafer for {model}") as report, CompileClock() as clock:
         design = search.codesign(transformer, chosen, options=options, objective=goal, progress=report)
+        if shadow_prices:
+            report("shadow prices", 0.0)
+        worth = shadow.shadow_prices(design, transformer, chosen) if shadow_prices else None
     record = (
-        {"model": model, "budget": budget, "objective_name": objective, "prices": prices}
-        | design_record(design)
+        {"model": model, "budget": budget, "objective_name": objective, "price_list": prices}
+        | design_record(design, worth)
         | {"compile_time": clock.time}
     )
     if as_json:

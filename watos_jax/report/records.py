@@ -18,6 +18,7 @@ from watos_jax.model import Transformer
 from watos_jax.report.megatron import megatron_arguments
 from watos_jax.search.codesign import Design
 from watos_jax.search.plan import Plan
+from watos_jax.search.shadow import ShadowPrices
 from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, TENSOR_COLLECTIVES, Strategy
 
 CODES: Final = {
@@ -119,16 +120,20 @@ def architecture_record(wafer: Wafer) -> Plain:
     }
 
 
-def design_record(design: Design) -> Plain:
+def design_record(design: Design, prices: ShadowPrices | None = None) -> Plain:
     """A co-designed wafer, its strategy and its estimate; areas as fractions of the window, which add up to 1.
 
     `relaxed_step_time` is None where the objective is another than the step time.
+
+    Args:
+        design: the design.
+        prices: its shadow prices, if they were asked for.
     """
     fractions = {name: float(part) for name, part in area_fractions(design.wafer).items()}
     fractions["other"] = 1.0 - sum(part for name, part in fractions.items() if name != "other")
-    answer, prices = design.estimate, design.objective.prices
-    cost = wafer_cost(design.wafer, prices)
-    per_step = step_cost(design.wafer, prices, answer.step_time, answer.energy)
+    answer, price_list = design.estimate, design.objective.prices
+    cost = wafer_cost(design.wafer, price_list)
+    per_step = step_cost(design.wafer, price_list, answer.step_time, answer.energy)
     tokens = answer.tokens_per_second * answer.step_time
     weights = {name: plain(getattr(design.objective, name)) for name in ("time", "energy", "cost")}
     return estimate_record(design.wafer, design.strategy, answer) | {
@@ -139,6 +144,7 @@ def design_record(design: Design) -> Plain:
         "objective": {"weights": weights, "value": design.value, "relaxed_value": design.relaxed_value},
         "relaxed_step_time": design.relaxed_value if weights == {"time": 1.0, "energy": 0.0, "cost": 0.0} else None,
         "rounding_gap": plain(design.rounding_gap),
+        "prices": None if prices is None else plain(vars(prices)),
         "at_bound": design.at_bound,
         "evaluations": design.evaluations,
         "candidates": design.candidates,

@@ -12,6 +12,8 @@ from rich.text import Text
 from watos_jax.report.records import CODES
 from watos_jax.units import GIGA, KIB, MM
 
+PRICED: Final = 12
+"""Constants of a budget whose shadow prices are shown, the strongest."""
 PREFIXES: Final = tuple(zip([10.0**power for power in range(15, -15, -3)], "P T G M k _ m u n p".split(), strict=True))
 """SI prefixes that numbers are shown with, the largest first; `_` stands for none."""
 
@@ -198,6 +200,15 @@ def cost_table(record: Mapping[str, Any]) -> Table:
     return pairs("Cost of a wafer", causes | {"tokens per dollar": f"{record['tokens_per_dollar']:,.0f}"})
 
 
+def prices_table(prices: Mapping[str, Any]) -> Table:
+    """What one per cent more of each limit and of the strongest constants does to the objective, per cent."""
+    rows = [(f"limit {name.replace('_', ' ')}", f"{-value:+.3f}") for name, value in prices["limits"].items()]
+    rows += [(f"budget {name.replace('_', ' ')}", f"{-value:+.3f}") for name, value in prices["bounds"].items()]
+    strongest = sorted(prices["constants"].items(), key=lambda item: -abs(item[1]))
+    rows += [(name, f"{value:+.3f}") for name, value in strongest[:PRICED] if abs(value) >= 5e-4]
+    return table("One per cent more of", ("", "changes the objective by, %"), rows)
+
+
 def stacked(*parts: RenderableType) -> RenderableType:
     """Tables one below the other, an empty line after each."""
     return Group(*(piece for part in parts for piece in (part, Text())))
@@ -211,6 +222,7 @@ def estimate_view(title: str, record: Mapping[str, Any]) -> RenderableType:
 
 def design_view(title: str, record: Mapping[str, Any]) -> RenderableType:
     """All tables of a co-designed wafer."""
+    priced = [] if record["prices"] is None else [prices_table(record["prices"])]
     return stacked(
         summary_table(title, record),
         area_table(record),
@@ -220,6 +232,7 @@ def design_view(title: str, record: Mapping[str, Any]) -> RenderableType:
         memory_table(record),
         margin_table(record),
         cost_table(record),
+        *priced,
         search_table(record),
     )
 
