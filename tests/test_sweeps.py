@@ -10,6 +10,7 @@ from sweep_space import TABLE
 
 import watos_jax as wj
 from watos_jax import sweeps
+from watos_jax.estimate import ROUNDING
 from watos_jax.sweeps import points, reduce, run
 
 SPACE, KEEP = sweeps.declare(TABLE)
@@ -55,7 +56,7 @@ def test_rows_are_single_estimates(whole):
 
 def test_answers_are_those_of_all_rows(whole):
     rows, top = whole.rows, whole.top
-    feasible = rows["margin"] >= 0
+    feasible = rows["margin"] >= -ROUNDING
     assert whole.feasible == feasible.sum() > 0
     for technology in SPACE.technologies:
         mine = np.flatnonzero(feasible & (rows["technology"] == technology))
@@ -90,7 +91,22 @@ def test_single_and_double_precision_agree(whole):
 
 def test_feasible_rows_only(whole):
     kept = sweeps.sweep(SPACE, replace(KEEP, rows="feasible"), chunk=64)
-    np.testing.assert_array_equal(kept.rows["index"], np.flatnonzero(whole.rows["margin"] >= 0))
+    np.testing.assert_array_equal(kept.rows["index"], np.flatnonzero(whole.rows["margin"] >= -ROUNDING))
+
+
+def test_a_limit_used_to_the_last_byte_is_kept():
+    strategy = wj.Strategy(tensor_rows=2, tensor_cols=2, pipeline_parallel=2, global_batch_size=16)
+    wafer, model = wj.presets.wafers.WATOS_CONFIG_3_D2D_HALF, wj.presets.models.LLAMA3_8B
+    need = float(wj.estimate(wafer, model, strategy).memory.max())
+    stacks = need / float(wafer.die.memory.stack_bytes)
+    axes = {"die.memory.num_stacks": [stacks * (1.0 - 1e-4), stacks * (1.0 - 5e-7)]}
+    space = sweeps.Space({"w": wafer}, {"m": model}, axes=axes, strategies=[strategy])
+    result = sweeps.sweep(space, sweeps.Keep(rows="all"), chunk=16)
+    expected = []
+    for index in range(2):
+        point = result.point(index)
+        expected.append(wj.estimate(point.wafer, point.model, point.strategy, layout=point.layout).feasible)
+    assert list(result.top["index"]) == list(np.flatnonzero(expected)) == [1]
 
 
 def test_few_strategies_on_many_wafers():

@@ -1,5 +1,7 @@
 """Declared spaces: what is refused and how, how points are counted, and that both sides decode them alike."""
 
+import copy
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,6 +38,12 @@ SPACE, KEEP = sweeps.declare(TABLE)
         ({"precision": 16}, "precision is 16: it must be 32 or 64"),
         ({"samples": 0}, "samples is 0: it must be a whole number, at least 1"),
         ({"strategies": {"micro": 1}}, "strategies.micro is not known"),
+        (
+            {"strategies": {"global_batch_size": "eight"}},
+            "strategies.global_batch_size is 'eight': it must be a number",
+        ),
+        ({"strategies": None, "strategy": 3}, "strategy is 3: it must be an array of tables"),
+        ({"strategies": None, "strategy": [{"tensor_rows": {}}]}, "strategy.tensor_rows is {}: it must be a number"),
         ({"keep": {"by": "speed"}}, "keep.by is 'speed': "),
         ({"keep": {"by": "binding"}}, "keep.by is 'binding': it must be a quantity"),
         ({"keep": {"pareto": ["power"]}}, "keep.pareto is 'power': it must name at least two metrics"),
@@ -50,6 +58,30 @@ def test_a_wrong_declaration_is_one_sentence(change, sentence):
         sweeps.declare(table)
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+WRONG = ("x", "", -1, 0, 1.5, True, [], {}, ["x"], [True], [[1]], [-1], float("nan"), float("inf"), 10**30, {"low": 1})
+
+
+def _places(table, path=()):
+    for name, value in table.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from _places(value, (*path, name))
+
+
+@pytest.mark.parametrize("place", list(_places(TABLE)), ids=".".join)
+def test_no_value_of_another_kind_gets_past_the_checks(place):
+    for value in WRONG:
+        table = copy.deepcopy(TABLE)
+        inner = table
+        for name in place[:-1]:
+            inner = inner[name]
+        inner[place[-1]] = value
+        try:
+            sweeps.build(*sweeps.declare(table))
+        except ValueError as error:
+            assert "\n" not in str(error)
 
 
 def test_a_group_must_be_one_of_the_columns():

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import sweep_space
 
 import watos_jax as wj
 from watos_jax import sweeps
+from watos_jax.estimate import ROUNDING
 from watos_jax.sweeps import command, points, store
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -101,6 +103,29 @@ def test_a_finished_sweep_is_read_and_not_repeated(done):
     for name in ("top", "pareto", "histogram"):
         for column, values in getattr(fresh, name).items():
             np.testing.assert_array_equal(getattr(result, name)[column], values)
+
+
+@pytest.mark.parametrize("reader", ["pyarrow", "duckdb", "polars"])
+@pytest.mark.filterwarnings("default")
+def test_the_line_of_the_page_reads_the_rows(reader, done, tmp_path, monkeypatch):
+    pytest.importorskip(reader)
+    page = (PROGRAM.parent.parent / "docs" / "sweeps.md").read_text()
+    (code,) = re.findall(rf"^```python\n(import {reader}\b.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "results").symlink_to(done)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "page", "exec"), names)
+    rows = parquet.read_table(done / "rows").to_pydict()
+    fits = np.array(rows["margin"]) >= -ROUNDING
+    times = np.sort(np.array(rows["step_time"], np.float32)[fits])
+    if reader == "pyarrow":
+        assert names["table"].num_rows == len(fits) and names["table"].column_names == list(rows)
+    elif reader == "duckdb":
+        assert names["least"].fetchall() == [("llama3-8b", times[0])]
+    else:
+        best = names["best"].collect()
+        assert best.columns == list(rows)
+        np.testing.assert_array_equal(best["step_time"].to_numpy(), times[:10])
 
 
 def test_the_command_answers_in_plain_data(tmp_path):

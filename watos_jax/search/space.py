@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any, Final
 
 import equinox as eqx
 import jax
@@ -18,12 +19,16 @@ from watos_jax.model import Transformer
 from watos_jax.network.contention import Network
 from watos_jax.network.geometry import Geometry, misfit
 from watos_jax.network.layout import layout_of, padded
-from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, Layout, Strategy
+from watos_jax.strategy import FEW_VALUES, RECOMPUTE_LEVELS, SCHEDULES, Layout, Strategy
+
+_NAMES: Final = {"recompute": RECOMPUTE_LEVELS, "schedule": SCHEDULES}
+_FEW: Final = {name: (allowed, rule) for name, allowed, rule in FEW_VALUES}
+_SINGLE: Final = ("global_batch_size", "max_pipeline", "least_use")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a search may choose from, besides the degrees of parallelism.
+    """What a search may choose from, besides the degrees of parallelism; one value may stand for a list of one.
 
     Attributes:
         global_batch_size: sequences per optimizer step.
@@ -40,26 +45,45 @@ class Options:
         least_use: least share of the dies that a strategy occupies.
     """
 
-    global_batch_size: int = 512
-    micro_batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
-    recompute: tuple[str, ...] = ("none", "norms", "activation", "mlp", "projections", "attention", "full")
-    virtual_stages: tuple[int, ...] = (1, 2, 4)
-    context_parallel: tuple[int, ...] = (1, 2, 4)
-    sequence_parallel: tuple[int, ...] = (0, 1)
-    optimizer_sharding: tuple[int, ...] = (0, 1)
-    schedule: tuple[str, ...] = ("1f1b",)
-    gradient_bytes: tuple[int, ...] = (4,)
-    flash_attention: tuple[int, ...] = (1,)
-    max_pipeline: int = 64
-    least_use: float = 0.0
+    global_batch_size: Any = 512
+    micro_batch_sizes: Any = (1, 2, 4, 8)
+    recompute: Any = ("none", "norms", "activation", "mlp", "projections", "attention", "full")
+    virtual_stages: Any = (1, 2, 4)
+    context_parallel: Any = (1, 2, 4)
+    sequence_parallel: Any = (0, 1)
+    optimizer_sharding: Any = (0, 1)
+    schedule: Any = ("1f1b",)
+    gradient_bytes: Any = (4,)
+    flash_attention: Any = (1,)
+    max_pipeline: Any = 64
+    least_use: Any = 0.0
 
     def __post_init__(self) -> None:
-        if self.global_batch_size < 1:
-            raise ValueError(f"global_batch_size is {self.global_batch_size}: it must be at least 1")
-        for field_name, known in (("recompute", RECOMPUTE_LEVELS), ("schedule", SCHEDULES)):
-            for name in getattr(self, field_name):
-                if name not in known:
-                    raise ValueError(f"{field_name} is {name!r}: it must be one of {', '.join(known)}")
+        for name in self.__dataclass_fields__:
+            given = getattr(self, name)
+            several = tuple(given) if isinstance(given, list | tuple) else (given,)
+            if name not in _SINGLE:
+                object.__setattr__(self, name, several)
+                if not several:
+                    raise ValueError(f"{name} is empty: it must hold at least one")
+            for value in (given,) if name in _SINGLE else several:
+                rule = _broken_rule(name, value)
+                if rule is not None:
+                    raise ValueError(f"{name} is {value!r}: it must be {rule}")
+
+
+def _broken_rule(name: str, value: Any) -> str | None:
+    # of one value of an option
+    if name in _NAMES:
+        return None if value in _NAMES[name] else f"one of {', '.join(_NAMES[name])}"
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+        return "a number"
+    if name in _FEW:
+        allowed, rule = _FEW[name]
+        return None if value in allowed else rule
+    if name == "least_use":
+        return None if 0.0 <= value <= 1.0 else "from 0 to 1"
+    return None if value >= 1 and float(value).is_integer() else "a whole number, at least 1"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Sweep:
         pareto: the points of each group that none dominates, by the first metric; empty where not asked.
         histogram: feasible points per group and bin: the group's columns, `low`, `high` and `count`.
         rows: the rows kept besides, where they were not written to a folder; otherwise empty.
-        feasible: points without a negative margin.
+        feasible: points that exceed no limit.
         evaluated: all points.
         path: folder of the results, if any.
     """

@@ -1,11 +1,11 @@
 """The numbers that a sweep can keep of each point, with their units and which way is better."""
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax.numpy as jnp
 
-from watos_jax.estimate import Estimate
+from watos_jax.estimate import ROUNDING, Estimate
 from watos_jax.hardware import Wafer
 from watos_jax.units import Scalar
 
@@ -71,3 +71,8 @@ METRICS: Final[dict[str, Metric]] = {
 }
 """Every metric by name: s per step; tokens/s; share of peak FLOP; mean W of all dies; J per step; tokens/J; most bytes
 of any die; m2 of all compute dies; smallest margin; name of the limit with the smallest margin."""
+
+
+def fits(margin: Any) -> Any:
+    """Whether points with these smallest margins are feasible, as `Estimate.feasible` says: rounding is no excess."""
+    return margin >= -ROUNDING

@@ -33,6 +33,10 @@ GROUPS: Final = ("wafer", "technology", "model", "die_rows", "die_cols")
 """Columns by which answers may be kept apart, besides axes of the model."""
 MOST_VALUES: Final = 1_000_000
 """Most values of one axis."""
+MOST_KEPT: Final = 100_000
+"""Most of the best points of a group."""
+MOST_DIES: Final = 1000
+"""Most rows or columns of dies of an axis: every strategy that tiles them is enumerated."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Histogram:
         log: whether the bounds have equal ratios instead of equal differences.
     """
 
-    of: str
+    of: Any
     low: Any
     high: Any
     num: Any = 64
@@ -112,7 +116,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Keep:
-    """What a sweep answers. Infeasible points (a margin below 0) are counted and never an answer.
+    """What a sweep answers. Infeasible points (a margin below 0 by more than rounding) are counted and never an answer.
 
     Attributes:
         top: how many of the best points to keep of each group; 0 for none.
@@ -126,18 +130,18 @@ class Keep:
     """
 
     top: Any = 10
-    by: str = "tokens_per_second"
-    pareto: Sequence[str] = ()
+    by: Any = "tokens_per_second"
+    pareto: Any = ()
     histogram: Histogram | None = None
-    per: Sequence[str] = ()
-    rows: str = "none"
-    columns: Sequence[str] = ("step_time", "tokens_per_second", "power", "memory", "margin", "binding")
+    per: Any = ()
+    rows: Any = "none"
+    columns: Any = ("step_time", "tokens_per_second", "power", "memory", "margin", "binding")
 
     def __post_init__(self) -> None:
         for name in ("pareto", "per", "columns"):
             object.__setattr__(self, name, _names(f"keep.{name}", getattr(self, name)))
-        if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 0:
-            raise ValueError(f"keep.top is {self.top!r}: it must be a whole number, at least 0")
+        if isinstance(self.top, bool) or not isinstance(self.top, int) or not 0 <= self.top <= MOST_KEPT:
+            raise ValueError(f"keep.top is {self.top!r}: it must be a whole number from 0 to {MOST_KEPT}")
         if self.rows not in ROWS:
             raise ValueError(f"keep.rows is {self.rows!r}: it must be one of {', '.join(ROWS)}")
         ranked: dict[str, Sequence[str]] = {"by": (self.by,), "pareto": self.pareto}
@@ -146,6 +150,8 @@ class Keep:
             self.histogram.edges  # noqa: B018  (its check)
         for field_name, metrics in {**ranked, "columns": self.columns}.items():
             for metric in metrics:
+                if not isinstance(metric, str):
+                    raise ValueError(f"keep.{field_name} is {metric!r}: it must be the name of a metric")
                 if metric not in METRICS:
                     raise ValueError(f"keep.{field_name} is {metric!r}: {_choices(metric, list(METRICS))}")
         for field_name, metrics in ranked.items():
@@ -185,7 +191,7 @@ class Space:
     wafers: Any
     models: Any
     technologies: Any = ()
-    axes: Mapping[str, Any] = field(default_factory=dict)
+    axes: Any = field(default_factory=dict)
     strategies: Any = field(default_factory=Options)
     samples: Any = None
     seed: Any = 0
@@ -200,7 +206,7 @@ class Space:
                 raise ValueError(f"{name} is empty: it must name at least one")
         for name, wafer in wafers.items():
             sample_count(name, wafer)
-        axes = {name: _values(f"axes.{name}", values) for name, values in dict(self.axes).items()}
+        axes = {name: _values(f"axes.{name}", values) for name, values in _table("axes", self.axes).items()}
         for name, values in axes.items():
             _check_axis(name, values, next(iter(wafers.values())), next(iter(models.values())))
         if self.precision not in (32, 64):
@@ -233,7 +239,7 @@ class Space:
             "keep": {item.name: getattr(keep, item.name) for item in fields(Keep)}
             | {"histogram": None if keep.histogram is None else vars(keep.histogram)},
         }
-        return dict(json.loads(json.dumps(described)))
+        return dict(json.loads(json.dumps(described, default=float)))
 
 
 def digest(description: Mapping[str, Any]) -> str:
@@ -274,10 +280,14 @@ def declare(table: Mapping[str, Any]) -> tuple[Space, Keep]:
     if "strategies" in table:
         chosen = _table("strategies", table["strategies"])
         _check_keys("strategies.", chosen, [item.name for item in fields(Options)])
-        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()}
-        values["strategies"] = Options(**lists)
+        try:
+            values["strategies"] = Options(**chosen)
+        except ValueError as error:
+            raise ValueError(f"strategies.{error}") from None
     if "strategy" in table:
-        values["strategies"] = tuple(_strategy(entry) for entry in table["strategy"])
+        if not isinstance(table["strategy"], list):
+            raise ValueError(f"strategy is {table['strategy']!r}: it must be an array of tables, [[strategy]]")
+        values["strategies"] = tuple(_strategy(_table("strategy", entry)) for entry in table["strategy"])
     kept = _table("keep", table.get("keep", {}))
     _check_keys("keep.", kept, [item.name for item in fields(Keep)])
     if "histogram" in kept:
@@ -322,7 +332,8 @@ def _records(kind: str, given: Any, record: type[Record], find: Any) -> dict[str
     if isinstance(given, Mapping):
         pairs = list(given.items())
     else:
-        pairs = [(entry if isinstance(entry, str) else f"{kind[:-1]}-{i}", entry) for i, entry in enumerate(given)]
+        entries = _several(kind, given)
+        pairs = [(entry if isinstance(entry, str) else f"{kind[:-1]}-{i}", entry) for i, entry in enumerate(entries)]
     found: dict[str, Record] = {}
     for name, entry in pairs:
         value = find(entry) if isinstance(entry, str) else entry
@@ -343,7 +354,7 @@ def _values(name: str, given: Any) -> np.ndarray:
         given = Range(**given)
     if isinstance(given, Range):
         return given.values(name)
-    values = [given] if _is_number(given) else list(given)
+    values = [given] if _is_number(given) else _several(name, given)
     for value in values:
         if not _is_number(value):
             raise ValueError(f"{name} holds {value!r}: it must hold finite numbers")
@@ -359,6 +370,8 @@ def _check_axis(name: str, values: np.ndarray, wafer: Wafer, model: Transformer)
     if leaf not in names:
         known = [f"model.{entry}" if is_model else entry for entry in names]
         raise ValueError(f"axes.{name} is no quantity of a {'model' if is_model else 'wafer'}: {_choices(name, known)}")
+    if leaf in ("die_rows", "die_cols") and values.max() > MOST_DIES:
+        raise ValueError(f"axes.{name} holds {values.max():g}: it must hold at most {MOST_DIES}")
     whole = is_model or leaf in GROUPS  # these are checked one by one, for every value makes its own list of strategies
     try:
         for value in values if whole else (values.min(), values.max()):
@@ -389,6 +402,9 @@ def _strategy(table: Mapping[str, Any]) -> Strategy:
             if values[name] not in known:
                 raise ValueError(f"strategy.{name} is {values[name]!r}: it must be one of {', '.join(known)}")
             values[name] = known.index(values[name])
+    for name, value in values.items():
+        if not _is_number(value):
+            raise ValueError(f"strategy.{name} is {value!r}: it must be a number")
     return Strategy(**values)
 
 
@@ -405,10 +421,16 @@ def _numbers(values: Any) -> Any:
 
 
 def _names(name: str, given: Any) -> tuple[str, ...]:
-    names = (given,) if isinstance(given, str) else tuple(given)
+    names = (given,) if isinstance(given, str) else tuple(_several(name, given))
     if not all(isinstance(entry, str) for entry in names) or len(set(names)) != len(names):
         raise ValueError(f"{name} is {names!r}: it must hold names, each once")
     return names
+
+
+def _several(name: str, given: Any) -> list[Any]:
+    if not isinstance(given, list | tuple | np.ndarray):
+        raise ValueError(f"{name} is {given!r}: it must be a list")
+    return list(given)
 
 
 def _table(name: str, given: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Tile(NamedTuple):
         hardware: hardware point of each, counted from the part's first.
         strategy: number of the strategy of each.
         valid: whether it is a point of the part.
-        feasible: whether it also has no negative margin.
+        feasible: whether it also exceeds no limit.
     """
 
     metrics: dict[str, Array]

@@ -24,7 +24,7 @@ from jaxtyping import Array
 from watos_jax.estimate import estimate
 from watos_jax.strategy import Layout, Strategy
 from watos_jax.sweeps import reduce
-from watos_jax.sweeps.metrics import METRICS
+from watos_jax.sweeps.metrics import METRICS, fits
 from watos_jax.sweeps.plan import Keep
 from watos_jax.sweeps.points import Cell, Part, Plan, Rows, decode
 from watos_jax.xla import compiler_options
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
     Attributes:
         part: the part.
         evaluated: its points.
-        feasible: points without a negative margin.
+        feasible: points that exceed no limit.
         histogram: feasible points per bin, int64; of length 0 where none is asked.
         best: rows of the best points, best first.
         front: rows of the Pareto front, in the order of their numbers.
@@ -329,7 +329,7 @@ class _Runner:
         metrics = {name: ordered(np.asarray(values)) for name, values in state.rows.items()}
         number = np.arange(part.size * cell.strategies, dtype=np.int32)
         if self.plan.keep.rows == "feasible":
-            number = number[metrics["margin"] >= 0.0]
+            number = number[fits(metrics["margin"])]
             metrics = {name: values[number] for name, values in metrics.items()}
         return self.plan.rows(part, number // cell.strategies, number % cell.strategies, metrics)
 
@@ -412,4 +412,4 @@ def _tile(kernel: _Kernel, shared: Any, job: _Job, number: Array) -> reduce.Tile
         metrics = jax.tree.map(jnp.ravel, jax.vmap(one_hardware)(hardware))
     hardware, strategy = jnp.repeat(hardware, kernel.strategies), jnp.tile(strategy, kernel.hardware)
     valid = (hardware < job.count) & (strategy < job.num_strategies)
-    return reduce.Tile(metrics, hardware, strategy, valid, valid & (metrics["margin"] >= 0.0))
+    return reduce.Tile(metrics, hardware, strategy, valid, valid & fits(metrics["margin"]))
