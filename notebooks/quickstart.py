@@ -148,7 +148,7 @@ print(f"{len(named) - len(shown)} of {len(named)} elasticities are below 0.0001 
 # ## Every strategy
 #
 # A sweep evaluates every strategy that tiles the mesh and divides the model, thousands at once; `rows="all"` keeps all
-# of them, as columns. The notebook `sweep` does the same with a million wafers.
+# of them, as columns. The notebook `sweep` does the same with a million designs.
 
 # %%
 options = wj.Options(micro_batch_sizes=(1, 2, 4), context_parallel=(1,), virtual_stages=(1,), least_use=0.9)

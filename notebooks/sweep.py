@@ -12,10 +12,11 @@
 # ---
 
 # %% [markdown]
-# # A million wafers
+# # A million designs
 #
-# Which wafers train a model fast, and which do it with little power? A sweep evaluates a million random wafers, each
-# with the same four training strategies, and keeps what was asked for: the points that no other beats in both.
+# Which wafers train a model fast, and which do it with little power? A sweep evaluates a quarter of a million random
+# wafers, each with the same four training strategies, and keeps what was asked for: the points that no other beats in
+# both.
 
 # %%
 import os
@@ -44,8 +45,8 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "lege
 # %% [markdown]
 # ## The space
 #
-# Six quantities of the wafer vary. Every combination would be billions of wafers; `samples` draws 250,000 of them
-# for each strategy list, a million designs in all.
+# Six quantities of the wafer vary: 31 million wafers, were every combination taken. `samples` draws 250,000 of them, a
+# million designs with the strategies.
 
 # %%
 WAFERS = int(os.environ.get("WATOS_JAX_NOTEBOOK_WAFERS", "1_000_000"))
@@ -132,7 +133,7 @@ points = axes.scatter(
 figure.colorbar(points, label="clock of the front, GHz")
 figure.colorbar(cloud, label="designs that fit")
 axes.set(
-    xlabel="mean power, kW", ylabel="thousand tokens per second", title=f"{answers.evaluated:,} wafers for Llama 3 70B"
+    xlabel="mean power, kW", ylabel="thousand tokens per second", title=f"{answers.evaluated:,} designs for Llama 3 70B"
 )
 plt.show()
 
