@@ -1,6 +1,7 @@
 """What `watos sweep` does: a sweep with a bar on the standard error, and its answers as plain data."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,14 @@ def run(
         out: folder for the results; in memory where None.
         cluster: address of a Dask scheduler.
         chunk: points of a tile.
-        quiet: whether nothing is shown.
+        quiet: whether there is no bar; notices are lines there.
 
     Raises:
         ValueError: the file or the folder cannot be used; the message is one sentence.
     """
     plan = build(*read(space))
     if quiet:
-        return sweep(plan, out=out, cluster=cluster, chunk=chunk)
+        return sweep(plan, out=out, cluster=cluster, chunk=chunk, notice=lambda text: print(text, file=sys.stderr))
     with bar(plan.keep.by) as (progress, notice):
         return sweep(plan, out=out, cluster=cluster, chunk=chunk, progress=progress, notice=notice)
 

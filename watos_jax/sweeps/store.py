@@ -290,6 +290,7 @@ def _explained(path: Path) -> Iterator[None]:
         reasons = {
             errno.ENOSPC: "the disk is full; finished parts are kept: free space and start again to go on",
             errno.EDQUOT: "the disk quota is used up; finished parts are kept: free space and start again to go on",
+            errno.EFBIG: "a file would be larger than this user may write; finished parts are kept",
             errno.EACCES: "it cannot be written to; it must be a folder that this user may write",
             errno.EPERM: "it cannot be written to; it must be a folder that this user may write",
             errno.EROFS: "its file system is read-only; it must be a folder that can be written",
