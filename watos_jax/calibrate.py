@@ -6,8 +6,9 @@ A weak prior, one row's weight at a factor e from `START`, keeps fields in place
 Errors are quoted on rows whose configuration was left out of the fit.
 """
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from watos_jax.measured import Run
 from watos_jax.model import Transformer
 from watos_jax.network.layout import layout, padded
 from watos_jax.strategy import Layout, Strategy
+from watos_jax.units import Scalar
 
 START: Final = Efficiency(
     matmul_overhead=0.3,
@@ -32,7 +34,7 @@ START: Final = Efficiency(
     collective_latency=2e-5,
     network_overhead=0.3,
 )
-"""Where a fit starts, and the center of its prior."""
+"""Where a fit starts, and the center of its prior; a field that starts at 0 stays there."""
 PRIOR_WEIGHT: Final = 0.02
 """Weight of the prior's residual, log(field / start), beside a row's log error."""
 HUBER: Final = 0.1
@@ -41,6 +43,15 @@ STEPS: Final = 40
 """Levenberg-Marquardt steps."""
 FOLDS: Final = 5
 """Parts that configurations are dealt into for cross-validation."""
+
+
+StepTime = Callable[[System, Transformer, Strategy, Layout], Scalar]
+"""An execution model: s per optimizer step of a strategy on a system."""
+
+
+def estimated(system: System, model: Transformer, strategy: Strategy, layout: Layout) -> Scalar:
+    """The step time of `estimate`, the execution model of GPU clusters."""
+    return estimate(system, model, strategy, layout=layout).step_time
 
 
 class Stacked(NamedTuple):
@@ -88,22 +99,25 @@ def stack(runs: Sequence[Run]) -> Stacked:
     return Stacked(*stacked)
 
 
-def predict(stacked: Stacked, efficiency: Efficiency) -> Float[Array, " rows"]:
+def predict(stacked: Stacked, efficiency: Efficiency, step_time: StepTime = estimated) -> Float[Array, " rows"]:
     """Step time of every run on machines of one efficiency, s.
 
     Args:
         stacked: the runs.
         efficiency: replaces that of every system.
+        step_time: execution model.
     """
-    return _step_times(_to_vector(efficiency), stacked)
+    return _step_times(efficiency, stacked, step_time)
 
 
-def fit(runs: Sequence[Run], *, seed: int = 0) -> Fit:
+def fit(runs: Sequence[Run], *, seed: int = 0, start: Efficiency = START, step_time: StepTime = estimated) -> Fit:
     """Fit the efficiency of one chip to measured step times.
 
     Args:
         runs: runs on one chip; those without a measured time are ignored.
         seed: deals configurations into folds.
+        start: where the fit starts, and the center of its prior; fields of 0 are not fitted.
+        step_time: execution model.
 
     Raises:
         ValueError: fewer than 10 runs, or fewer than 5 configurations, have a measured time.
@@ -115,19 +129,20 @@ def fit(runs: Sequence[Run], *, seed: int = 0) -> Fit:
             f"{len(timed)} runs of {len(names)} configurations have a measured time: a fit needs at least "
             f"{2 * FOLDS} runs of {FOLDS} configurations"
         )
-    stacked = stack(timed)
     measured = np.log(np.array([run.step_time for run in timed], float))
-    vector = _levenberg_marquardt(stacked, measured, np.ones(len(timed)))
-    fitted = np.asarray(_log_times(jnp.asarray(vector), stacked))
+    problem = _Problem(stack(timed), measured, _fields(start), step_time)
+    center = np.log([float(leaf) for leaf in jax.tree.leaves(start) if leaf > 0])
+    vector = _levenberg_marquardt(problem, center, np.ones(len(timed)))
+    fitted = problem.log_times(vector)
     folds = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % FOLDS, strict=True))
     fold = np.array([folds[run.configuration] for run in timed])
     held_out = np.zeros(len(timed))
     for number in range(FOLDS):
-        without = _levenberg_marquardt(stacked, measured, (fold != number).astype(float))
-        held_out = np.where(fold == number, np.asarray(_log_times(jnp.asarray(without), stacked)), held_out)
+        without = _levenberg_marquardt(problem, center, (fold != number).astype(float))
+        held_out = np.where(fold == number, problem.log_times(without), held_out)
     return Fit(
-        efficiency=_to_record(np.exp(vector)),
-        relative_error=_to_record(_standard_error(vector, stacked, measured)),
+        efficiency=_to_record(np.exp(vector), problem.fields),
+        relative_error=_to_record(_standard_error(vector, problem), problem.fields),
         error=float(np.mean(np.abs(np.expm1(fitted - measured)))),
         cross_validated_error=float(np.mean(np.abs(np.expm1(held_out - measured)))),
         predictions=np.exp(held_out),
@@ -137,38 +152,54 @@ def fit(runs: Sequence[Run], *, seed: int = 0) -> Fit:
     )
 
 
-def _to_vector(efficiency: Efficiency) -> Float[Array, " fields"]:
-    return jnp.log(jnp.stack([jnp.asarray(leaf) for leaf in jax.tree.leaves(efficiency)]))
+def _fields(start: Efficiency) -> tuple[int, ...]:
+    return tuple(number for number, leaf in enumerate(jax.tree.leaves(start)) if leaf > 0)
 
 
-def _to_record(values: Array | np.ndarray) -> Efficiency:
-    return jax.tree.unflatten(jax.tree.structure(START), list(values))
+def _to_record(values: Array | np.ndarray, fields: tuple[int, ...]) -> Efficiency:
+    leaves: list[Any] = [0.0] * len(jax.tree.leaves(START))
+    for field, value in zip(fields, values, strict=True):
+        leaves[field] = value
+    return jax.tree.unflatten(jax.tree.structure(START), leaves)
 
 
-@jax.jit
-def _step_times(vector: Float[Array, " fields"], stacked: Stacked) -> Float[Array, " rows"]:
-    efficiency = _to_record(jnp.exp(vector))
-
-    def one(system: System, model: Transformer, strategy: Strategy, layout: Layout) -> Array:
+@partial(jax.jit, static_argnames="step_time")
+def _step_times(efficiency: Efficiency, stacked: Stacked, step_time: StepTime) -> Float[Array, " rows"]:
+    def one(system: System, model: Transformer, strategy: Strategy, layout: Layout) -> Scalar:
         machine = System(system.die, system.tiers, system.technology, efficiency)
-        return estimate(machine, model, strategy, layout=layout).step_time
+        return step_time(machine, model, strategy, layout)
 
     return jax.vmap(one)(*stacked)
 
 
-def _log_times(vector: Float[Array, " fields"], stacked: Stacked) -> Float[Array, " rows"]:
-    return jnp.log(_step_times(vector, stacked))
+def _log_times(
+    vector: Float[Array, " fields"], stacked: Stacked, fields: tuple[int, ...], step_time: StepTime
+) -> Float[Array, " rows"]:
+    return jnp.log(_step_times(_to_record(jnp.exp(vector), fields), stacked, step_time))
 
 
-_jacobian = jax.jit(jax.jacfwd(_log_times))
+_jacobian = jax.jit(jax.jacfwd(_log_times), static_argnums=(2, 3))
 
 
-def _levenberg_marquardt(stacked: Stacked, measured: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    center = np.asarray(_to_vector(START), float)
+class _Problem(NamedTuple):
+    # runs, logarithms of what was measured, the fields that are fitted, and the execution model
+    stacked: Stacked
+    measured: np.ndarray
+    fields: tuple[int, ...]
+    step_time: StepTime
+
+    def log_times(self, vector: np.ndarray) -> np.ndarray:
+        return np.asarray(_log_times(jnp.asarray(vector), self.stacked, self.fields, self.step_time), float)
+
+    def jacobian(self, vector: np.ndarray) -> np.ndarray:
+        return np.asarray(_jacobian(jnp.asarray(vector), self.stacked, self.fields, self.step_time), float)
+
+
+def _levenberg_marquardt(problem: _Problem, center: np.ndarray, weights: np.ndarray) -> np.ndarray:
     vector, damping = center.copy(), 1e-2
 
     def residuals(point: np.ndarray) -> np.ndarray:
-        return np.asarray(_log_times(jnp.asarray(point), stacked), float) - measured
+        return problem.log_times(point) - problem.measured
 
     def cost(point: np.ndarray, rest: np.ndarray) -> float:
         size = np.abs(rest)
@@ -178,7 +209,7 @@ def _levenberg_marquardt(stacked: Stacked, measured: np.ndarray, weights: np.nda
     rest = residuals(vector)
     value = cost(vector, rest)
     for _ in range(STEPS):
-        jacobian = np.asarray(_jacobian(jnp.asarray(vector), stacked), float)
+        jacobian = problem.jacobian(vector)
         pull = weights * np.minimum(1.0, HUBER / np.maximum(np.abs(rest), 1e-12))
         normal = jacobian.T @ (pull[:, None] * jacobian) + PRIOR_WEIGHT**2 * np.eye(len(vector))
         slope = jacobian.T @ (pull * rest) + PRIOR_WEIGHT**2 * (vector - center)
@@ -196,10 +227,10 @@ def _levenberg_marquardt(stacked: Stacked, measured: np.ndarray, weights: np.nda
     return vector
 
 
-def _standard_error(vector: np.ndarray, stacked: Stacked, measured: np.ndarray) -> np.ndarray:
+def _standard_error(vector: np.ndarray, problem: _Problem) -> np.ndarray:
     # of the logarithms, from the curvature at the optimum and the spread of the residuals
-    jacobian = np.asarray(_jacobian(jnp.asarray(vector), stacked), float)
-    rest = np.asarray(_log_times(jnp.asarray(vector), stacked), float) - measured
+    jacobian = problem.jacobian(vector)
+    rest = problem.log_times(vector) - problem.measured
     spread = np.sum(rest**2) / max(len(rest) - len(vector), 1)
     normal = jacobian.T @ jacobian / max(spread, 1e-12) + PRIOR_WEIGHT**2 / max(spread, 1e-12) * np.eye(len(vector))
     return np.sqrt(np.diag(np.linalg.inv(normal)))

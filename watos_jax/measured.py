@@ -3,7 +3,8 @@
 Columns: `row_id, source, model, layers, hidden, heads, kv_heads, ffn, vocab, seq, gated_mlp, moe_experts, chip,
 n_chips, chips_per_node, tp, pp, vpp, dp, cp, ep, sp, zero, mbs, gbs, recompute, precision, iter_time_s, mem_per_gpu_gb,
 mem_kind`; others are ignored. A row that the model cannot represent is skipped with a reason, never guessed, but for
-two readings that are stated here: a blank `recompute` is none, a blank `zero` is a plain optimizer.
+three readings that are stated here: a blank `recompute` is none, a blank `zero` is a plain optimizer, and where weights
+are streamed to a wafer a blank `mbs` is the whole batch and a blank `vocab` that of the model's family.
 """
 
 import csv
@@ -25,8 +26,12 @@ CHIPS: Final[dict[str, System]] = {
     "H100": chips.DGX_H100,
     "B200": chips.DGX_B200,
     "B300": chips.DGX_B300,
+    "CS-2": chips.CS2,
 }
-"""Node of each chip that rows are modelled on, by the first word of the `chip` column."""
+"""Node of each chip that rows are modelled on, by the first word of the `chip` column (a CS-2: by its name in it)."""
+FAMILY_VOCABULARIES: Final = {"GPT": "50257", "BERT": "30522"}
+"""Vocabulary of models whose rows print none, by text in the `model` column: byte pairs of GPT-2 and GPT-3 (Radford et
+al., 2019; Brown et al., 2020), word pieces of BERT (Devlin et al., 2019)."""
 FLASH_SOURCES: Final = ("llm-foundry", "DGX Cloud", "Megatron-Bridge", "NeMo performance", "SimuMax", "InternEvo")
 """Sources whose software never writes attention scores to memory; the others materialise them."""
 
@@ -114,13 +119,11 @@ def run_of(row: Mapping[str, str], line: str) -> Run:
     """
     chip = _chip(row)
     _check_precision(row["precision"])
+    if chip == "CS-2":
+        row = _completed(row)
     model = _model(row)
     strategy = _strategy(row, model)
-    nodes = -(-_number(row, "n_chips") // 8)
-    node = CHIPS[chip]
-    within = min(_number(row, "n_chips"), 8)
-    tiers = (replace(node.tiers[0], cols=float(within)), replace(node.tiers[-1], cols=float(nodes)))
-    system = replace(node, tiers=tiers)
+    system = _system(CHIPS[chip], _number(row, "n_chips"))
     reason = violation(model, strategy) or fits(system, strategy)
     if reason is not None:
         raise Skip(f"illegal: {reason.split(' is ')[0]}")
@@ -141,7 +144,21 @@ def run_of(row: Mapping[str, str], line: str) -> Run:
     )
 
 
+def _system(node: System, devices: float) -> System:
+    if len(node.tiers) == 1:  # a node of one device
+        return replace(node, tiers=(replace(node.tiers[0], cols=devices),))
+    within, nodes = min(devices, chips.GPUS_PER_NODE), -(-devices // chips.GPUS_PER_NODE)
+    return replace(node, tiers=(replace(node.tiers[0], cols=within), replace(node.tiers[-1], cols=nodes)))
+
+
+def _completed(row: Mapping[str, str]) -> Mapping[str, str]:
+    family = next((size for name, size in FAMILY_VOCABULARIES.items() if name in row["model"]), "")
+    return {**row, "vocab": row["vocab"] or family, "mbs": row["mbs"] or str(_number(row, "gbs") / _number(row, "dp"))}
+
+
 def _chip(row: Mapping[str, str]) -> str:
+    if "CS-2" in row["chip"]:
+        return "CS-2"
     words = row["chip"].replace("-", " ").split()
     if not words or words[0] not in CHIPS:
         raise Skip(f"chip without a preset: {row['chip'] or 'blank'}")

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from watos_jax import measured
-from watos_jax.calibrate import predict, stack
+from watos_jax.baselines import weight_streaming
+from watos_jax.calibrate import START, StepTime, estimated, predict, stack
 from watos_jax.hardware import Efficiency
 from watos_jax.measured import Run
 from watos_jax.network import simulated
@@ -51,11 +52,11 @@ def training(path: str | Path) -> Report:
     truth = np.array([run.step_time for run in runs], float)
     naive = naive_times(runs)
     sources = [f"{run.source} on {run.chip}" for run in runs]
-    sets = {id(record) for record in efficiency}
+    sets = {id(record): record for record in efficiency}
     report: Report = {"rows": len(runs) + sum(skipped.values()), "used": len(runs), "skipped": dict(skipped)}
     report |= summary(times, truth) | ranking(_peers(runs), times, truth)
     report["naive_mape"] = summary(naive, truth)["mape"]
-    report["num_parameters"] = len(sets) * len(jax.tree.leaves(Efficiency()))
+    report["num_parameters"] = sum(leaf > 0 for one in sets.values() for leaf in jax.tree.leaves(one))
     report["naive_parameters"] = len(set(sources))
     report["groups"] = {
         name: _group(np.array([source == name for source in sources]), runs, times, truth, naive)
@@ -66,6 +67,17 @@ def training(path: str | Path) -> Report:
         for run, right, time in zip(runs, truth, times, strict=True)
     ]
     return report
+
+
+def execution(chip: str) -> tuple[StepTime, Efficiency]:
+    """How runs on a chip are executed, and where a fit of its efficiency starts.
+
+    Args:
+        chip: a key of `measured.CHIPS`; weights are streamed to a CS-2.
+    """
+    if chip == "CS-2":
+        return weight_streaming.step_time, weight_streaming.START
+    return estimated, START
 
 
 def network(path: str | Path) -> Report:
@@ -171,7 +183,8 @@ def _predict(runs: list[Run], efficiency: list[Efficiency]) -> np.ndarray:
     times = np.zeros(len(runs))
     for record in {id(one): one for one in efficiency}.values():
         rows = [number for number, one in enumerate(efficiency) if one is record]
-        times[rows] = np.asarray(predict(stack([runs[row] for row in rows]), record))
+        step_time, _ = execution(runs[rows[0]].chip)
+        times[rows] = np.asarray(predict(stack([runs[row] for row in rows]), record, step_time))
     return times
 
 

@@ -19,7 +19,7 @@ UNITS: Final = {"matmul_rows": "tokens", "matmul_cols": "columns", "attention_ro
 
 def calibrate(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A CSV file of measured training runs.")],
-    chip: Annotated[str, typer.Option(metavar="CHIP", help="Rows of this chip: A100, H100, B200 or B300.")],
+    chip: Annotated[str, typer.Option(metavar="CHIP", help="Rows of this chip: A100, H100, B200, B300 or CS-2.")],
     source: Annotated[str, typer.Option(metavar="TEXT", help="Only rows whose source contains this text.")] = "",
     as_json: AsJson = False,
 ) -> Any:
@@ -34,13 +34,15 @@ def calibrate(
     prepare()
     from watos_jax import measured
     from watos_jax.calibrate import fit
+    from watos_jax.validate import execution
 
     name = choice("--chip", chip, measured.CHIPS, otherwise="a chip of the table `watos presets systems`")
     runs, skipped = measured.read(file)
     chosen = [run for run in runs if run.chip == name and source.lower() in run.source.lower()]
     with jax.enable_x64(True), progress(f"fitting {name}"):
-        found = fit(chosen)
-    fields = found.efficiency.__dataclass_fields__
+        step_time, start = execution(name)
+        found = fit(chosen, start=start, step_time=step_time)
+    fields = [field for field in start.__dataclass_fields__ if getattr(start, field) > 0]
     record = {
         "chip": name,
         "rows": found.num_rows,

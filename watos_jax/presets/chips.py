@@ -1,4 +1,4 @@
-"""GPU nodes, as systems of two switch tiers: NVLink inside the node, network adapters between nodes.
+"""GPU nodes, as systems of two switch tiers: NVLink inside the node, network adapters between nodes; and a CS-2.
 
 A core is a streaming multiprocessor; its clock is the one at which the data sheet's dense bf16 peak holds. SRAM
 *capacity* is the GPU's L2 cache, which decides the traffic to memory; SRAM *bandwidth* is that of shared memory,
@@ -8,7 +8,7 @@ A core is a streaming multiprocessor; its clock is the one at which the data she
 from dataclasses import replace
 from typing import Final
 
-from watos_jax.hardware import Core, Die, Memory, System, Tier
+from watos_jax.hardware import Core, Die, Link, Memory, System, Tier
 from watos_jax.presets._registry import collect, find
 from watos_jax.presets.technologies import (
     GPU_N5,
@@ -24,7 +24,7 @@ from watos_jax.presets.technologies import (
     NVLINK4,
     NVLINK5,
 )
-from watos_jax.units import FLOP_PER_MAC, GIGA, MIB, TERA, check_range
+from watos_jax.units import BITS_PER_BYTE, FLOP_PER_MAC, GIGA, MIB, PETA, TERA, check_range
 
 GPUS_PER_NODE: Final = 8
 """GPUs of a DGX or HGX node."""
@@ -113,6 +113,31 @@ DGX_B300: Final = replace(
 )
 """Eight B300 SXM, Blackwell Ultra (NVIDIA DGX B300 data sheet, 2025): as `DGX_B200` in bf16, with 288 GB at 8 TB/s
 and one 800 Gb/s port per GPU."""
+
+
+CS2: Final = System(
+    die=Die(
+        core_rows=850_000**0.5,
+        core_cols=850_000**0.5,
+        core=Core(
+            num_macs=7.5 * PETA / (850_000 * FLOP_PER_MAC * 1.1 * GIGA),
+            clock=1.1 * GIGA,
+            sram_bytes=40 * GIGA / 850_000,
+            sram_bytes_per_clock=20 * PETA / (850_000 * 1.1 * GIGA),
+            noc_bytes_per_clock=220 * PETA / BITS_PER_BYTE / (850_000 * 8 * 1.1 * GIGA),
+        ),
+        memory=Memory(num_stacks=1, stack_bytes=40 * GIGA, stack_bandwidth=20 * PETA, sustained_fraction=1.0),
+    ),
+    tiers=(Tier(rows=1, cols=1, link=Link(bandwidth=150 * GIGA), fabric="switch"),),
+    technology=GPU_N7,
+)
+"""One Cerebras CS-2 (Zhang et al., arXiv 2409.00287, section II; Lie, Hot Chips 34, 2022): a WSE-2 of 46,225 mm2 in 7
+nm with 850,000 cores at 1.1 GHz, 7.5 PFLOP/s of dense 16-bit arithmetic, 40 GB of SRAM at 20 PB/s, a fabric of 220
+Pb/s, and 12 x 100 Gb/s Ethernet per direction to the memory that weights are streamed from.
+
+Reading: 7.5 PFLOP/s make 4 multiply-accumulates per core and clock; 220 Pb/s counts four links of a core in both
+directions, 3.7 bytes per clock for one of them in one direction. The wafer is one die whose memory is its SRAM, for
+`baselines.weight_streaming`; `cluster` joins several. ASSUMPTION: a square array; energy constants of a GPU in 7 nm."""
 
 
 def cluster(node: System, num_nodes: int | float) -> System:

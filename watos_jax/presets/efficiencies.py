@@ -78,12 +78,21 @@ B200_MEGATRON: Final = Efficiency(
 """Megatron-LM with Transformer Engine on B200, bf16, no overlap: fitted to
 SimuMax v1.2 formal results, 12 runs."""
 
+CS2_MODEL_ZOO: Final = Efficiency(
+    matmul_overhead=1.43,
+    attention_overhead=9.37,
+    collective_latency=0.00117,
+)
+"""Cerebras Model Zoo on a CS-2, weights streamed: fitted to
+Zhang et al. (arXiv 2409.00287, tables IV and V) and logs of the same runs, 22 runs; three fields, the others are 0."""
+
 BY_SOURCE: Final = (
     ("A100", "vTrain", A100_VTRAIN),
     ("A100", "BLOOM", A100_BLOOM),
     ("A100", "", A100_MEGATRON),
     ("H100", "", H100_NEMO),
     ("B200", "", B200_MEGATRON),
+    ("CS-2", "", CS2_MODEL_ZOO),
 )
 """Chip, text that the source contains, efficiency: the first that fits is used."""
 
