@@ -207,6 +207,7 @@ class Store:
                     compression="zstd",
                     compression_level=1,
                     use_dictionary=encoded,
+                    column_encoding={name: "DELTA_BINARY_PACKED" for name in table.column_names if name == "index"},
                     write_statistics=True,
                 ),
             )
