@@ -120,7 +120,7 @@ def tune(plan: Plan, *, seconds: float = 0.5) -> int:
         hardware = max(1, min(part.size, 32 * chunk // cell.strategies))
         small, spent, points = part._replace(size=hardware), 0.0, 0
         runner.collect(small, runner.launch(small), runner.shape)
-        while spent < seconds:
+        while not points or spent < seconds:
             began = time.perf_counter()
             jax.block_until_ready(runner.launch(small))
             spent += time.perf_counter() - began
