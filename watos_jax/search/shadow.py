@@ -16,7 +16,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from jaxtyping import Array, Float
 
 from watos_jax.estimate import estimate
@@ -106,6 +105,8 @@ def _envelope(fixed: _Fixed, log_knobs: Array, logs: Array, weights: Array) -> A
 
 
 def _solve(design: Design, model: Transformer, budget: Budget) -> ShadowPrices:
+    import scipy.optimize  # changes the filters of warnings when it is imported
+
     grid = (float(design.wafer.die_rows), float(design.wafer.die_cols))
     sides = (float(design.sides[0]), float(design.sides[1]))
     layout = build_layout(design.wafer, design.strategy)
@@ -161,6 +162,8 @@ def _multipliers(
     terms: np.ndarray,
     slopes: np.ndarray,
 ) -> tuple[dict[str, float], float]:
+    import scipy.optimize
+
     # non-negative prices of the active limits and ends that balance the slope of the value (least squares)
     rows = {name: slope for name, term, slope in zip(names, terms[1:], slopes[1:], strict=True) if term > -ACTIVE}
     axes = np.eye(len(NAMES))
