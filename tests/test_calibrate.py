@@ -85,7 +85,9 @@ def test_a_row_becomes_the_run_it_describes():
         ({"precision": ""}, "precision blank"),
         ({"tp": ""}, "tp blank"),
         ({"tp": "nan"}, "tp blank"),
-        ({"zero": "3"}, "weights sharded"),
+        ({"zero": "HSDP"}, "sharded within groups or partly: HSDP"),
+        ({"zero": "FSDP", "recompute": ""}, "recompute blank with sharded weights"),
+        ({"recompute": "selective", "source": "InternEvo"}, "recompute selective beside flash attention"),
         ({"recompute": "selective (per-op)"}, "recompute is not one of"),
         ({"moe_experts": "8"}, "mixture of experts"),
         ({"model": "Llama3-8B finetune LoRA"}, "adapters (LoRA)"),
@@ -97,6 +99,17 @@ def test_what_cannot_be_represented_is_skipped_with_its_reason(change, reason, t
     runs, skipped = measured.read(write(tmp_path / "rows.csv", [ROW, ROW | change]))
     assert len(runs) == 1
     assert sum(skipped.values()) == 1 and next(iter(skipped)).startswith(reason)
+
+
+def test_sharded_weights_and_overlap_are_read():
+    run = measured.run_of(
+        ROW | {"zero": "3", "source": "MosaicML llm-foundry", "pp": "1", "dp": "4", "precision": "bf16/PURE"}, "7"
+    )
+    assert float(run.strategy.optimizer_sharding) == 3 and float(run.strategy.gradient_bytes) == 2
+    assert (run.system.overlap.independent, run.system.overlap.tensor) == (1.0, 0.0)
+    # weights stay gathered in a pipeline
+    assert float(measured.run_of(ROW | {"zero": "FSDP2"}, "7").strategy.optimizer_sharding) == 2
+    assert measured.run_of(ROW, "7").system.overlap.independent == 0.0
 
 
 def test_a_file_without_a_column_is_refused(tmp_path):

@@ -441,7 +441,7 @@ BAD = [
     (["estimate", "llama3-70b", *WAFER, "--recompute", "3"], "--recompute is '3'"),
     (["estimate", "llama3-70b", *WAFER, "--schedule", "gpip"], "--schedule is 'gpip'.*did you mean gpipe"),
     (["estimate", "llama3-70b", *WAFER, "--gradient-bytes", "3"], "--gradient-bytes is '3': it must be one of 2, 4"),
-    (["estimate", "llama3-70b", *WAFER, "--optimizer-sharding", "3"], "--optimizer-sharding is '3'"),
+    (["estimate", "llama3-70b", *WAFER, "--optimizer-sharding", "4"], "--optimizer-sharding is '4'"),
     (["estimate", "llama3-70b", *WAFER, "--tensor-rows", "8"], "tensor_rows is 8: .*7 rows"),
     (["estimate", "llama3-70b", *WAFER, "--tensor-cols", "3"], "tensor_parallel is 3: .*divide num_attention_heads"),
     (["estimate", "llama3-70b", *WAFER, "--pipeline-parallel", "57"], "the strategy needs 57 dies"),

@@ -183,7 +183,7 @@ ILLEGAL = [
     ({"expert_parallel": 2}, "expert_parallel is 2: it must divide num_experts (0)"),
     ({"recompute": 8}, "recompute is 8.0: it must be below 8"),
     ({"schedule": 2}, "schedule is 2: it must be below 2"),
-    ({"optimizer_sharding": 3}, "optimizer_sharding is 3: it must be 0, 1 or 2"),
+    ({"optimizer_sharding": 4}, "optimizer_sharding is 4: it must be 0, 1, 2 or 3"),
     ({"tensor_collective": 2}, "tensor_collective is 2: it must be 0 (ring) or 1 (row_column)"),
     ({"tensor_rows": 8, "tensor_cols": 1}, "tensor_rows is 8: it must be at most the 7 rows of dies"),
     ({"tensor_cols": 16}, "tensor_cols is 16: it must be at most the 8 columns of dies"),

@@ -10,7 +10,20 @@ import numpy as np
 import pytest
 
 from watos_jax import hardware, model, strategy
-from watos_jax.hardware import Budget, Core, Die, Efficiency, Knobs, Link, Memory, System, Technology, Tier, Wafer
+from watos_jax.hardware import (
+    Budget,
+    Core,
+    Die,
+    Efficiency,
+    Knobs,
+    Link,
+    Memory,
+    Overlap,
+    System,
+    Technology,
+    Tier,
+    Wafer,
+)
 from watos_jax.model import Transformer
 from watos_jax.strategy import Collective, Layout, Strategy
 
@@ -65,6 +78,7 @@ RECORDS = {
         DIE,
         LINK,
         Efficiency(),
+        Overlap(),
         TIER,
         SYSTEM,
         WAFER,

@@ -157,6 +157,7 @@ def test_flop_of_tensor_context_and_expert_shards_sum_to_the_whole(name, data):
     context = data.draw(st.sampled_from([1, 2, 4]), label="context")
     replicas = data.draw(st.sampled_from([1, 2, 4]), label="data")
     expert = data.draw(st.sampled_from([e for e in (1, 2, 4, 8) if (context * replicas) % e == 0]), label="expert")
+    sequence_parallel = data.draw(st.sampled_from([0, 1]), label="sequence_parallel")
     if float(model.num_experts) == 0:
         expert = 1
     strategy = Strategy(
@@ -164,6 +165,7 @@ def test_flop_of_tensor_context_and_expert_shards_sum_to_the_whole(name, data):
         context_parallel=context,
         data_parallel=replicas,
         expert_parallel=expert,
+        sequence_parallel=sequence_parallel,
         micro_batch_size=2,
         global_batch_size=2 * replicas,
     )
@@ -171,7 +173,8 @@ def test_flop_of_tensor_context_and_expert_shards_sum_to_the_whole(name, data):
     shards = tensor * context * replicas * product_flop(model, strategy)
     split = np.array([name in SHARDED for name in MATMULS])
     if float(model.kv_lora_rank) == 0:
-        split[0] = True  # plain heads are split; a latent's down-projections are repeated on every device
+        split[0] = True  # plain heads are split; a latent's down-projections see the residual stream
+    split |= sequence_parallel == 1
     np.testing.assert_allclose(shards[split], whole[split], rtol=EXACT)
     np.testing.assert_allclose(shards[~split], tensor * whole[~split], rtol=EXACT)
     cores = tensor * context * replicas * core_flop(model, strategy)

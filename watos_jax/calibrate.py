@@ -166,7 +166,7 @@ def _to_record(values: Array | np.ndarray, fields: tuple[int, ...]) -> Efficienc
 @partial(jax.jit, static_argnames="step_time")
 def _step_times(efficiency: Efficiency, stacked: Stacked, step_time: StepTime) -> Float[Array, " rows"]:
     def one(system: System, model: Transformer, strategy: Strategy, layout: Layout) -> Scalar:
-        machine = System(system.die, system.tiers, system.technology, efficiency)
+        machine = System(system.die, system.tiers, system.technology, efficiency, system.overlap)
         return step_time(machine, model, strategy, layout)
 
     return jax.vmap(one)(*stacked)

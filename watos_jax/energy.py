@@ -18,9 +18,10 @@ from watos_jax.network.times import over_tiers
 from watos_jax.operators.layer import Pieces, pieces, recomputed
 from watos_jax.operators.roofline import OperatorCost
 from watos_jax.relax import HARD, Relaxation
-from watos_jax.stage import OPTIMIZER_TRAFFIC, wrap_boundary
+from watos_jax.stage import OPTIMIZER_TRAFFIC
 from watos_jax.strategy import Collective, Layout, Strategy
 from watos_jax.units import PerStage, Scalar
+from watos_jax.waits import wrap_boundary
 from watos_jax.workload import ELEMENT_BYTES, Elementwise, Messages, layer_counts, parameters_per_pipeline
 from watos_jax.xla import total
 
@@ -136,7 +137,7 @@ def step_energy(
     context = (strategy.context_parallel - 1.0) * carried(layout.context, sizes.context)
     expert = carried(layout.expert, sizes.expert)
     waits = 2.0 * tensor + context
-    repeated = recomputed(operators.forward, waits, expert, strategy)
+    repeated = recomputed(operators.forward, (waits, waits), expert, strategy)
     shared = waits + (2.0 + strategy.sequence_parallel) * tensor + 2.0 * context
     dense, mixture = layer_counts(model)
     both_dense, both_mixture = operators.both.layer
@@ -155,7 +156,11 @@ def step_energy(
     sharded = jnp.where(strategy.optimizer_sharding >= 1.0, 1.0, 0.0)
     returned = sharded * ELEMENT_BYTES + (1.0 - sharded) * strategy.gradient_bytes
     halves = 0.5 * (strategy.gradient_bytes + returned)
-    reduction = carried(layout.data, common * halves) + carried(layout.expert_data, experts * halves)
+    reduction = carried(layout.data, common) + carried(layout.expert_data, experts)
+    # sharded weights are gathered twice, and their gradients scattered, for every micro-batch
+    fully = jnp.where(strategy.optimizer_sharding >= 3.0, strategy.num_micro_batches, 0.0)
+    gathered = fully * (ELEMENT_BYTES + 0.5 * strategy.gradient_bytes)
+    reduction = reduction * jnp.where(fully > 0.0, gathered, halves)
     replicas = strategy.data_parallel * strategy.context_parallel
     # sharded states are updated once, others by every replica
     updates = sharded * (common + strategy.expert_parallel * experts) + (1.0 - sharded) * replicas * (common + experts)

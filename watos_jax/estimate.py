@@ -20,9 +20,10 @@ from watos_jax.network.layout import layout as build_layout
 from watos_jax.operators.layer import pieces
 from watos_jax.operators.roofline import attention_cost, elementwise_times, matmul_cost
 from watos_jax.relax import HARD, Relaxation
-from watos_jax.stage import breakdown, collective_times, epilogue, pipeline_sends, stage_times
+from watos_jax.stage import breakdown, epilogue, stage_times
 from watos_jax.strategy import Layout, Strategy, violation
 from watos_jax.units import PerStage, Scalar, concrete
+from watos_jax.waits import collective_times, gathers, pipeline_sends
 from watos_jax.workload import attention, elementwise, matmuls, messages, model_flop
 from watos_jax.xla import fence
 
@@ -179,12 +180,18 @@ def _estimate(
         pieces(products.forward, core.forward, seconds),
         pieces(products.backward, core.backward, seconds, 2.0),
         collective_times(system, strategy, layout, sizes),
+        gathers(system, strategy, layout, common, experts),
         pipeline_sends(system, strategy, layout, sizes, held),
         strategy,
         held,
+        system.overlap,
+        relax,
     )
-    pipelined = pipeline.closed_form(times.forward, times.both, strategy, relax)
-    after, after_parts = epilogue(system, strategy, layout, held, common, experts, relax)
+    # fill and drain wait for the sends that steady state hides
+    pipelined = (
+        pipeline.closed_form(times.forward, times.both, strategy, relax) + times.hidden / strategy.virtual_stages
+    )
+    after, after_parts = epilogue(system, strategy, layout, held, common, experts, times.window, relax)
     step = pipelined + after
 
     memory, memory_parts = memory_use(model, strategy, held, common, experts)
@@ -202,8 +209,7 @@ def _estimate(
         step_time=step,
         tokens_per_second=tokens / step,
         model_flop_utilisation=model_flop(model, strategy) / step / strategy.num_dies / system.die.flop_rate,
-        breakdown=breakdown(times, strategy, pipelined)
-        | {"data_parallel": after_parts.reduction, "optimizer": after_parts.optimizer},
+        breakdown=breakdown(times, strategy, pipelined, after_parts),
         memory=memory,
         memory_parts=memory_parts,
         stage_forward=times.forward,

@@ -213,6 +213,22 @@ class Efficiency(eqx.Module):
         check_range("Efficiency", {name: getattr(self, name) for name in self.__dataclass_fields__})
 
 
+class Overlap(eqx.Module):
+    """How much communication a machine and its software run beside computation.
+
+    Attributes:
+        independent: share of the computation that communication without an operator waiting for it may hide behind, 0
+            to 1: gathering of sharded weights, reduction of gradients, sends between stages.
+        tensor: share of a block's products that its own tensor collective may hide behind, 0 to 1.
+    """
+
+    independent: Leaf = eqx.field(converter=as_leaf, default=1.0)
+    tensor: Leaf = eqx.field(converter=as_leaf, default=0.0)
+
+    def __check_init__(self) -> None:
+        check_range("Overlap", {"independent": self.independent, "tensor": self.tensor}, high=1.0)
+
+
 class Tier(eqx.Module):
     """One level of a network: a grid of children joined by equal links.
 
@@ -242,12 +258,14 @@ class System(eqx.Module):
         tiers: levels of the network, innermost first; a GPU node is a switch tier of 8.
         technology: energy constants.
         efficiency: distance of the real machine from its roofline.
+        overlap: communication beside computation; None where there is none.
     """
 
     die: Die
     tiers: tuple[Tier, ...]
     technology: Technology
     efficiency: Efficiency = Efficiency()
+    overlap: Overlap | None = None
 
     @property
     def num_dies(self) -> Leaf:
@@ -275,6 +293,7 @@ class Wafer(eqx.Module):
         power_limit: W of the whole wafer.
         power_density_limit: W per m2 of die.
         efficiency: distance of the real machine from its roofline.
+        overlap: communication beside computation; None where there is none.
         packing: "strict" (a grid of tiles inside the window) or "area" (sum of areas only).
     """
 
@@ -291,6 +310,7 @@ class Wafer(eqx.Module):
     power_limit: Leaf = eqx.field(converter=as_leaf, default=23e3)
     power_density_limit: Leaf = eqx.field(converter=as_leaf, default=1.0e6)
     efficiency: Efficiency = Efficiency()
+    overlap: Overlap | None = None
     packing: str = eqx.field(static=True, default="strict")
 
     def __check_init__(self) -> None:
@@ -317,7 +337,7 @@ class Wafer(eqx.Module):
     def system(self) -> System:
         """The wafer as the engine sees it: one mesh tier."""
         mesh = Tier(rows=self.die_rows, cols=self.die_cols, link=self.d2d, fabric="mesh")
-        return System(die=self.die, tiers=(mesh,), technology=self.technology, efficiency=self.efficiency)
+        return System(self.die, (mesh,), self.technology, self.efficiency, self.overlap)
 
 
 class Knobs(eqx.Module):

@@ -3,18 +3,19 @@
 Columns: `row_id, source, model, layers, hidden, heads, kv_heads, ffn, vocab, seq, gated_mlp, moe_experts, chip,
 n_chips, chips_per_node, tp, pp, vpp, dp, cp, ep, sp, zero, mbs, gbs, recompute, precision, iter_time_s, mem_per_gpu_gb,
 mem_kind`; others are ignored. A row that the model cannot represent is skipped with a reason, never guessed, but for
-three readings that are stated here: a blank `recompute` is none, a blank `zero` is a plain optimizer, and where weights
+three readings that are stated here: a blank `recompute` is none (unless weights are sharded:
+most such rows would not fit without), a blank `zero` is a plain optimizer, and where weights
 are streamed to a wafer a blank `mbs` is the whole batch and a blank `vocab` that of the model's family.
 """
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from watos_jax.hardware import System
+from watos_jax.hardware import Overlap, System
 from watos_jax.model import Transformer
 from watos_jax.network.layout import fits
 from watos_jax.presets import chips
@@ -32,8 +33,29 @@ CHIPS: Final[dict[str, System]] = {
 FAMILY_VOCABULARIES: Final = {"GPT": "50257", "BERT": "30522"}
 """Vocabulary of models whose rows print none, by text in the `model` column: byte pairs of GPT-2 and GPT-3 (Radford et
 al., 2019; Brown et al., 2020), word pieces of BERT (Devlin et al., 2019)."""
-FLASH_SOURCES: Final = ("llm-foundry", "DGX Cloud", "Megatron-Bridge", "NeMo performance", "SimuMax", "InternEvo")
+FLASH_SOURCES: Final = (
+    *("llm-foundry", "DGX Cloud", "Megatron-Bridge", "NeMo", "SimuMax", "InternEvo", "torchtitan", "fms-fsdp"),
+)
 """Sources whose software never writes attention scores to memory; the others materialise them."""
+OVERLAP_SOURCES: Final = (
+    "llm-foundry",
+    "DGX Cloud",
+    "Megatron-Bridge",
+    "NeMo",
+    "MegaScale",
+    "torchtitan",
+    "fms-fsdp",
+    "Pax",
+)
+"""Sources whose software runs communication of weights, gradients and stages beside computation."""
+TENSOR_OVERLAP_SOURCES: Final = ("MegaScale",)
+"""Sources that state that tensor collectives run beside the products next to them (arXiv 2402.15627, section 3.2)."""
+
+
+SHARDING: Final = {"": 0, "0": 0, "1": 1, "1 (all DP)": 1, "2": 2, "SHARD_GRAD_OP": 2} | dict.fromkeys(
+    ("3", "FSDP", "FSDP2"), 3
+)
+"""`optimizer_sharding` by the `zero` column."""
 
 
 class Run(NamedTuple):
@@ -123,7 +145,8 @@ def run_of(row: Mapping[str, str], line: str) -> Run:
         row = _completed(row)
     model = _model(row)
     strategy = _strategy(row, model)
-    system = _system(CHIPS[chip], _number(row, "n_chips"))
+    overlap = Overlap(float(_is_of(row, OVERLAP_SOURCES)), float(_is_of(row, TENSOR_OVERLAP_SOURCES)))
+    system = replace(_system(CHIPS[chip], _number(row, "n_chips")), overlap=overlap)
     reason = violation(model, strategy) or fits(system, strategy)
     if reason is not None:
         raise Skip(f"illegal: {reason.split(' is ')[0]}")
@@ -183,7 +206,7 @@ def _model(row: Mapping[str, str]) -> Transformer:
     if hidden % heads:
         raise Skip("heads do not divide hidden")
     gated = row.get("gated_mlp", "")
-    materialised = not any(name in row["source"] for name in FLASH_SOURCES)
+    materialised = not _is_of(row, FLASH_SOURCES)
     return Transformer(
         num_layers=_number(row, "layers"),
         hidden_size=hidden,
@@ -201,14 +224,20 @@ def _model(row: Mapping[str, str]) -> Transformer:
 
 
 def _strategy(row: Mapping[str, str], model: Transformer) -> Strategy:
-    zero = row.get("zero", "")
-    sharding = {"": 0, "0": 0, "1": 1, "1 (all DP)": 1, "2": 2}.get(zero)
+    sharding = SHARDING.get(row.get("zero", ""))
     if sharding is None:
-        raise Skip("weights sharded over data-parallel ranks (FSDP, ZeRO-3)")
-    recompute = row.get("recompute", "").split(" ")[0] or "none"
-    if recompute not in ("none", "selective", "full") or "per-op" in row.get("recompute", ""):
-        raise Skip(f"recompute is not one of none, selective, full: {row['recompute']}")
-    flash = any(name in row["source"] for name in FLASH_SOURCES)
+        raise Skip(f"sharded within groups or partly: {row['zero']}")
+    if sharding == 3 and not row.get("recompute"):
+        raise Skip("recompute blank with sharded weights")
+    if sharding == 3 and _number(row, "pp") > 1:
+        sharding = 2  # weights stay gathered for all micro-batches of a pipeline
+    text = row.get("recompute", "")
+    recompute = text.split(" (")[0] or "none"
+    if recompute not in ("none", "selective", "full") or "per-op" in text:
+        raise Skip(f"recompute is not one of none, selective, full: {text}")
+    flash = _is_of(row, FLASH_SOURCES)
+    if flash and recompute == "selective":
+        raise Skip("recompute selective beside flash attention, which repeats its core in any case")
     tensor = _number(row, "tp")
     return Strategy(
         tensor_cols=tensor,
@@ -222,7 +251,12 @@ def _strategy(row: Mapping[str, str], model: Transformer) -> Strategy:
         recompute=RECOMPUTE_LEVELS.index(recompute),
         optimizer_sharding=sharding,
         flash_attention=1 if flash else 0,
+        gradient_bytes=2 if "PURE" in row["precision"] else 4,
     )
+
+
+def _is_of(row: Mapping[str, str], sources: tuple[str, ...]) -> bool:
+    return any(name in row["source"] for name in sources)
 
 
 def _number(row: Mapping[str, str], column: str) -> float:
@@ -239,6 +273,3 @@ def _optional(row: Mapping[str, str], column: str) -> float | None:
     except ValueError:
         return None
     return value if value > 0 and value < float("inf") else None
-
-
-Reader = Callable[[Mapping[str, str], str], Run]

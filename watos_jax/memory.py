@@ -81,7 +81,7 @@ class MemoryUse(eqx.Module):
         gradients: accumulated gradients.
         optimizer: Adam's states.
         activations: kept for the micro-batches in flight.
-        working: recomputed layer and logits.
+        working: recomputed layer, gathered weights and whole gradients of sharded layers, logits.
     """
 
     weights: PerStage
@@ -180,7 +180,7 @@ def memory_use(
 
     Args:
         model: the transformer.
-        strategy: how it is spread; `optimizer_sharding` 1 shards Adam's states, 2 also the gradients.
+        strategy: how it is spread; `optimizer_sharding` 1 shards Adam's states, 2 also gradients, 3 also weights.
         held: layers and micro-batches of each stage.
         common: parameters that all data-parallel peers replicate.
         experts: routed-expert parameters.
@@ -190,8 +190,12 @@ def memory_use(
     """
     peers = strategy.data_parallel * strategy.context_parallel
     share, expert_share = 1.0 / peers, strategy.expert_parallel / peers
-    states_sharded, gradients_sharded = strategy.optimizer_sharding >= 1.0, strategy.optimizer_sharding >= 2.0
-    weights = (common + experts) * ELEMENT_BYTES
+    states_sharded, gradients_sharded, weights_sharded = (
+        strategy.optimizer_sharding >= level for level in (1.0, 2.0, 3.0)
+    )
+    weights = (
+        common * jnp.where(weights_sharded, share, 1.0) + experts * jnp.where(weights_sharded, expert_share, 1.0)
+    ) * ELEMENT_BYTES
     gradients = (
         common * jnp.where(gradients_sharded, share, 1.0) + experts * jnp.where(gradients_sharded, expert_share, 1.0)
     ) * strategy.gradient_bytes
@@ -200,21 +204,31 @@ def memory_use(
     ) * OPTIMIZER_BYTES
     inventory = activations(model, strategy)
     kept = kept_bytes(inventory, strategy)
+    # a layer's gathered weights, the next one's and its own whole gradients; embedding and head stay gathered
+    fully = jnp.where(weights_sharded, 1.0, 0.0)
+    gathered = common * ((1.0 - share) * ELEMENT_BYTES) + experts * ((1.0 - expert_share) * ELEMENT_BYTES)
+    gathered = Additive(2.0 * gathered.dense, 2.0 * gathered.mixture, gathered.first, gathered.last)
+    whole_gradients = (common + experts) * strategy.gradient_bytes
+    buffers = (gathered + Additive(whole_gradients.dense, whole_gradients.mixture)) * fully
     none_again = Strategy(recompute=0.0, flash_attention=strategy.flash_attention)
-    again = jax.tree.map(jnp.subtract, kept_bytes(inventory, none_again), kept)
+    dense_again, mixture_again = jax.tree.map(jnp.subtract, kept_bytes(inventory, none_again), kept)
+    again = dense_again + buffers.dense, mixture_again + buffers.mixture
     logits = LOGIT_BYTES * micro_batch_tokens(model, strategy) * model.vocab_size / strategy.tensor_parallel
-    whole = weights + gradients + optimizer + Additive(0.0, 0.0, last=logits)
-    kept, again, whole = fence((kept, again, whole), peers)
+    edges = Additive(0.0, 0.0, buffers.first, buffers.last + logits)
+    kept, again, whole = fence((kept, again, weights + gradients + optimizer + edges), peers)
     kept_now = held.in_flight * (held.dense * kept[0] + held.mixture * kept[1])
-    recomputed = jnp.where(held.mixture > 0.0, again[1], again[0]) * held.active
+    of_dense, of_mixture = (
+        jnp.where(layers > 0.0, one, 0.0) for layers, one in zip((held.dense, held.mixture), again, strict=True)
+    )
+    working = jnp.where(of_dense >= of_mixture, of_dense, of_mixture)
     parts = MemoryUse(
         weights=held.sum(weights),
         gradients=held.sum(gradients),
         optimizer=held.sum(optimizer),
         activations=kept_now,
-        working=recomputed + held.last * logits,
+        working=working + held.sum(edges),
     )
-    return held.sum(whole) + kept_now + recomputed, parts
+    return held.sum(whole) + kept_now + working, parts
 
 
 def _mixture_layers_before(model: Transformer, layers: PerStage) -> PerStage:

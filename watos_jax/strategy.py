@@ -37,7 +37,7 @@ FEW_VALUES: Final = (
     ("flash_attention", (0.0, 1.0), "0 or 1"),
     ("tensor_collective", (0.0, 1.0), "0 (ring) or 1 (row_column)"),
     ("gradient_bytes", (2.0, 4.0), "2 or 4"),
-    ("optimizer_sharding", (0.0, 1.0, 2.0), "0, 1 or 2"),
+    ("optimizer_sharding", (0.0, 1.0, 2.0, 3.0), "0, 1, 2 or 3"),
 )
 """Fields of a strategy that take few values."""
 
@@ -58,7 +58,8 @@ class Strategy(eqx.Module):
         virtual_stages: model chunks per stage; 1 is plain 1F1B.
         schedule: index into `SCHEDULES`.
         recompute: index into `RECOMPUTE_LEVELS`, one for all stages or one per stage.
-        optimizer_sharding: 0 none, 1 optimizer states, 2 also gradients, over the data-parallel group.
+        optimizer_sharding: 0 none, 1 optimizer states, 2 also gradients, 3 also weights (FSDP, ZeRO-3), over the data-
+            and context-parallel peers.
         gradient_bytes: bytes per gradient element, 2 or 4.
         flash_attention: 1 if attention scores never reach DRAM, 0 if they are materialised.
         tensor_collective: index into `TENSOR_COLLECTIVES`.

@@ -91,6 +91,7 @@ def check_range(
     fields: Mapping[str, Any],
     *,
     low: float = 0.0,
+    high: float = np.inf,
     open_low: bool = False,
     integral: bool = False,
 ) -> None:
@@ -100,6 +101,7 @@ def check_range(
         owner: name of the record, for the message.
         fields: the values by field name.
         low: least allowed value.
+        high: largest allowed value.
         open_low: whether `low` itself is refused.
         integral: whether the values must be whole numbers.
     """
@@ -108,7 +110,8 @@ def check_range(
         if numbers is None or numbers.dtype == object:
             continue
         rule = f"{'above' if open_low else 'at least'} {low:g}"
-        wrong = ~np.isfinite(numbers) | ((numbers <= low) if open_low else (numbers < low))
+        rule += f", at most {high:g}" if high < np.inf else ""
+        wrong = ~np.isfinite(numbers) | ((numbers <= low) if open_low else (numbers < low)) | (numbers > high)
         if integral:
             rule = f"a whole number, {rule}"
             wrong |= numbers != np.round(numbers)

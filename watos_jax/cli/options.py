@@ -16,7 +16,7 @@ FIELDS: Final = tuple(Strategy.__dataclass_fields__)
 """Fields of a strategy."""
 FLAGS: Final = ("sequence_parallel", "flash_attention")
 """Those that are 0 or 1."""
-ALLOWED: Final = {"optimizer_sharding": ("0", "1", "2"), "gradient_bytes": ("2", "4")}
+ALLOWED: Final = {"optimizer_sharding": ("0", "1", "2", "3"), "gradient_bytes": ("2", "4")}
 """Those with few values."""
 DEFAULTS: Final = {"global_batch_size": 512}
 """Where the command line departs from the record: nobody trains with a batch of one sequence."""

@@ -187,5 +187,5 @@ def _numbers(record: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
             for number, part in enumerate(value):
                 yield from _numbers(part, f"{path}[{number}].")
         else:
-            text = str(value) if isinstance(value, str | tuple) else f"{float(value):.10g}"
+            text = str(value or "none") if isinstance(value, str | tuple | None) else f"{float(value):.10g}"
             yield path, text, texts.get(field, "").rstrip(".")

@@ -98,7 +98,7 @@ def pieces(matmuls: Float[Array, " ops"], core: Scalar, traffic: Elementwise, sc
 
 
 def recomputed(
-    forward: Pieces, communication: Scalar, dispatch: Scalar, strategy: Strategy
+    forward: Pieces, communication: tuple[Scalar, Scalar], dispatch: Scalar, strategy: Strategy
 ) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
     """What one dense and one mixture layer repeat in the backward pass at the strategy's recomputation level.
 
@@ -107,7 +107,8 @@ def recomputed(
 
     Args:
         forward: values of the forward pass.
-        communication: value of a layer's forward tensor and context collectives, repeated by "full" alone.
+        communication: value of the forward tensor and context collectives of a dense and of a mixture layer, repeated
+            by "full" alone.
         dispatch: value of one all-to-all; repeated where dispatched tokens are dropped, twice by "full".
         strategy: `recompute` is one level or one per stage.
 
@@ -121,12 +122,13 @@ def recomputed(
         forward.core * ((1.0 - flash) * at["selective"] + flash * at["attention"])
         + forward.norms * at["norms"]
         + forward.projections * at["projections"]
-        + (forward.attention_output + forward.residuals + communication) * at["full"]
+        + (forward.attention_output + forward.residuals) * at["full"]
     )
-    dense = forward.activation * at["activation"] + forward.up * at["mlp"] + forward.down * at["full"]
+    dense = forward.activation * at["activation"] + forward.up * at["mlp"]
+    dense += (forward.down + communication[0]) * at["full"]
     mixture = (
         forward.expert_activation * at["activation"]
         + (forward.expert_up + dispatch) * at["mlp"]
-        + (forward.expert_down + dispatch) * at["full"]
+        + (forward.expert_down + dispatch + communication[1]) * at["full"]
     )
     return shared + dense, shared + mixture

@@ -51,15 +51,15 @@ A100_BLOOM: Final = Efficiency(
 the BigScience chronicles, 64 runs."""
 
 H100_NEMO: Final = Efficiency(
-    matmul_overhead=0.0401,
-    matmul_rows=42.9,
-    matmul_cols=95.2,
-    attention_overhead=3.61,
-    attention_rows=91.2,
-    memory_overhead=0.116,
+    matmul_overhead=0.149,
+    matmul_rows=95.8,
+    matmul_cols=206,
+    attention_overhead=3.09,
+    attention_rows=99.1,
+    memory_overhead=0.222,
     launch_time=5e-06,
-    collective_latency=0.000125,
-    network_overhead=0.0734,
+    collective_latency=2.58e-05,
+    network_overhead=0.313,
 )
 """NeMo (Megatron-Core, Transformer Engine) on H100, bf16: fitted to
 NVIDIA DGX Cloud benchmarking recipes, 53 runs."""
@@ -86,7 +86,39 @@ CS2_MODEL_ZOO: Final = Efficiency(
 """Cerebras Model Zoo on a CS-2, weights streamed: fitted to
 Zhang et al. (arXiv 2409.00287, tables IV and V) and logs of the same runs, 22 runs; three fields, the others are 0."""
 
+A100_FSDP: Final = Efficiency(
+    matmul_overhead=0.114,
+    matmul_rows=697,
+    matmul_cols=657,
+    attention_overhead=2.04,
+    attention_rows=101,
+    memory_overhead=0.411,
+    launch_time=5e-06,
+    collective_latency=2.01e-05,
+    network_overhead=0.493,
+)
+"""PyTorch FSDP (Composer, flash attention) on A100: fitted to
+the llm-foundry benchmarking tables (MosaicML), 43 runs."""
+
+H100_FSDP: Final = Efficiency(
+    matmul_overhead=0.325,
+    matmul_rows=2.16e03,
+    matmul_cols=827,
+    attention_overhead=4.45,
+    attention_rows=101,
+    memory_overhead=0.475,
+    launch_time=5e-06,
+    collective_latency=2.01e-05,
+    network_overhead=3.76,
+)
+"""The same on H100, bf16, 32 runs."""
+
+FSDP_SOURCES: Final = ("llm-foundry", "fms-fsdp", "torchtitan")
+"""Sources that train with PyTorch FSDP; only rows of the first entered a fit."""
+
 BY_SOURCE: Final = (
+    *(("A100", text, A100_FSDP) for text in FSDP_SOURCES),
+    *(("H100", text, H100_FSDP) for text in FSDP_SOURCES),
     ("A100", "vTrain", A100_VTRAIN),
     ("A100", "BLOOM", A100_BLOOM),
     ("A100", "", A100_MEGATRON),

@@ -16,7 +16,14 @@ from jaxtyping import Array, Float
 from watos_jax.model import Transformer
 from watos_jax.strategy import Strategy
 from watos_jax.units import Scalar
-from watos_jax.workload.shares import kv_heads_per_device, layer_counts, mean_keys, micro_batch_tokens, value_dim
+from watos_jax.workload.shares import (
+    kv_heads_per_device,
+    layer_counts,
+    mean_keys,
+    micro_batch_tokens,
+    stream_share,
+    value_dim,
+)
 
 MATMULS: Final = (
     "query_key_value",
@@ -54,8 +61,10 @@ class Matmuls(eqx.Module):
 
 class _Product(NamedTuple):
     # One product of the whole model: what each device repeats, what the tensor group splits, and what it holds per
-    # key and value head; the expert group splits `experts`, and each device then sees `routed` more tokens per token.
+    # key and value head; the expert group splits `experts`, and each device then sees `routed` more tokens per token;
+    # `stream_rows` are tokens of the residual stream, which sequence parallelism splits.
     rows: Scalar = 1.0
+    stream_rows: Scalar = 0.0
     routed: Scalar = 0.0
     cols: Scalar = 0.0
     split_cols: Scalar = 0.0
@@ -81,18 +90,20 @@ def _products(model: Transformer) -> tuple[_Product, ...]:
     expert = _Product(rows=0.0, routed=routed, count=0.0, experts=model.num_experts)
     return (
         _Product(
+            rows=1.0 - compressed,
+            stream_rows=compressed,
             cols=compressed * model.q_lora_rank,
             split_cols=(1.0 - compressed) * query,
             cols_per_kv_head=(1.0 - latent) * (model.head_dim + value_dim(model)),
             depth=hidden,
         ),
         _Product(rows=compressed, split_cols=query, depth=model.q_lora_rank),
-        _Product(rows=latent, cols=model.kv_lora_rank + model.qk_rope_head_dim, depth=hidden),
+        _Product(rows=0.0, stream_rows=latent, cols=model.kv_lora_rank + model.qk_rope_head_dim, depth=hidden),
         _Product(rows=latent, split_cols=nope + values, depth=model.kv_lora_rank),
         _Product(cols=hidden, split_depth=values),
         _Product(split_cols=matrices * inner, depth=hidden),
         _Product(cols=hidden, split_depth=inner),
-        _Product(rows=mixture, cols=model.num_experts, depth=hidden),
+        _Product(rows=0.0, stream_rows=mixture, cols=model.num_experts, depth=hidden),
         expert._replace(split_cols=matrices * expert_inner, depth=hidden),
         expert._replace(cols=hidden, split_depth=expert_inner),
         _Product(rows=mixture, split_cols=matrices * shared_inner, depth=hidden),
@@ -115,7 +126,8 @@ def matmuls(model: Transformer, strategy: Strategy) -> Matmuls:
     of = _Product(*(jnp.stack([jnp.asarray(value, float) for value in column]) for column in columns))
     tensor, expert = strategy.tensor_parallel, strategy.expert_parallel
     return Matmuls(
-        rows=micro_batch_tokens(model, strategy) * (of.rows + of.routed * expert),
+        rows=micro_batch_tokens(model, strategy)
+        * (of.rows + of.stream_rows * stream_share(strategy) + of.routed * expert),
         cols=of.cols + of.split_cols / tensor + of.cols_per_kv_head * kv_heads_per_device(model, strategy),
         depth=of.depth + of.split_depth / tensor,
         count=of.count + of.experts / expert,
