@@ -5,7 +5,8 @@
    promising.
 3. Descend the hardware knobs of the kept ones, all at once (`descend`).
 4. Round: the hard model on every lattice point around the best relaxed designs, then moves along one or two knobs
-   until none improves.
+   until none improves. All strategies of the grid are tried on the hardware that results, and the best is rounded
+   again, until neither hardware nor strategy changes.
 
 What it does not do: prove how far the answer is from the best; a candidate dropped in step 2 is not looked at again.
 """
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import numpy as np
@@ -148,7 +149,7 @@ class _Search:
         enumerated = self._timed("enumerate", self._enumerate)
         kept = self._timed("guess", lambda: self._guess(enumerated))
         relaxed, values = self._timed("descend", lambda: self._descend(kept))
-        return self._timed("round", lambda: self._round(kept, relaxed, values))
+        return self._timed("round", lambda: self._round(enumerated[0], kept, relaxed, values))
 
     def _timed(self, phase: str, work: Callable[[], Any]) -> Any:
         self.progress(phase, 0.0)
@@ -242,42 +243,59 @@ class _Search:
         knobs, result = map_chunks(descend, self.shared, points, chunk=DESCENDED_AT_ONCE, chunks_per_call=1)
         return knobs, np.where(result.excess < 0.01, result.value, np.inf)
 
-    def _round(self, points: Point, relaxed: np.ndarray, values: np.ndarray) -> Design:
+    def _round(self, every: Point, points: Point, relaxed: np.ndarray, values: np.ndarray) -> Design:
         best = np.argsort(values, kind="stable")[:ROUNDED]
-        boxes = [lattice.inside(self.budget, lattice.box(lattice.nearest(self.budget, relaxed[row]))) for row in best]
-        owners = np.concatenate([np.full(len(box), row) for row, box in zip(best, boxes, strict=True)])
-        indices = np.concatenate(boxes)
-        starts = self._best_of_each(points, owners, indices)[:REFINED]
-        refined = [self._refine(points, *start) for start in starts]
-        winner, index, found, _ = min(refined, key=lambda one: (max(one[3] - ROUNDING, 0.0), one[2]))
-        return self._design(points, winner, index, (found, min(float(values[winner]), found)))
+        starts = self._around(points, best, relaxed[best])[:REFINED]
+        found = min((self._refine(points, start) for start in starts), key=lambda one: one.rank)
+        least = float(values[found.owner])
+        chosen = _take(points, np.array([found.owner]))
+        while True:
+            # the best strategy for the hardware, the best hardware for the strategy, until neither changes
+            same = [np.asarray(every.candidate[i]) == chosen.candidate[i] for i in range(4)]
+            rivals = _take(every, np.flatnonzero(np.all(same, axis=0)))
+            rival = min(self._best_of_each(rivals, *_everywhere(len(rivals.knobs), found.point)), key=lambda r: r.rank)
+            if rival.rank >= found.rank:
+                return self._design(chosen, found.point, (found.value, min(least, found.value)))
+            chosen = _take(rivals, np.array([rival.owner]))
+            knobs, descended = self._descend(self._starts(chosen, rival.point))
+            starts = [rival._replace(owner=0), *self._around(chosen, np.zeros(len(knobs), int), knobs)]
+            found = min((self._refine(chosen, start) for start in starts), key=lambda one: one.rank)
+            least = float(descended.min())
 
-    def _refine(
-        self, points: Point, owner: int, index: np.ndarray, found: float, excess: float
-    ) -> tuple[int, np.ndarray, float, float]:
+    def _starts(self, chosen: Point, index: np.ndarray) -> Point:
+        # one candidate from a lattice point, and from all first guesses of its grid
+        grid = [int(np.asarray(chosen.candidate[i])[0]) for i in range(4)]
+        guesses = lattice.first_guesses(self.budget, grid[0], grid[1], (grid[2], grid[3]))
+        knobs = np.concatenate([lattice.values_at(self.budget, index)[None], guesses])
+        return _take(chosen, np.zeros(len(knobs), int))._replace(knobs=knobs)
+
+    def _around(self, points: Point, rows: np.ndarray, relaxed: np.ndarray) -> list["_Found"]:
+        # of each relaxed design the best lattice point within one step
+        boxes = [lattice.inside(self.budget, lattice.box(lattice.nearest(self.budget, knobs))) for knobs in relaxed]
+        owners = np.concatenate([np.full(len(box), row) for row, box in zip(rows, boxes, strict=True)])
+        return self._best_of_each(points, owners, np.concatenate(boxes))
+
+    def _refine(self, points: Point, found: "_Found") -> "_Found":
         # move to the best lattice point around until there is no better one
         while True:
             around = np.concatenate(
-                [lattice.inside(self.budget, lattice.box(index)), lattice.moves(self.budget, index)]
+                [lattice.inside(self.budget, lattice.box(found.point)), lattice.moves(self.budget, found.point)]
             )
-            _, there, value_there, excess_there = self._best_of_each(points, np.full(len(around), owner), around)[0]
-            if (max(excess_there - ROUNDING, 0.0), value_there) >= (max(excess - ROUNDING, 0.0), found):
-                return owner, index, found, excess
-            index, found, excess = there, value_there, excess_there
+            there = self._best_of_each(points, np.full(len(around), found.owner), around)[0]
+            if there.rank >= found.rank:
+                return found
+            found = there
 
-    def _best_of_each(
-        self, points: Point, owners: np.ndarray, indices: np.ndarray
-    ) -> list[tuple[int, np.ndarray, float, float]]:
+    def _best_of_each(self, points: Point, owners: np.ndarray, indices: np.ndarray) -> list["_Found"]:
         # of each candidate the best feasible lattice point, or the one that exceeds its limits least; best first
         knobs = lattice.values_at(self.budget, indices)
         values, excess = self._scores(_take(points, owners)._replace(knobs=knobs))
         order = np.lexsort((values, np.maximum(excess - ROUNDING, 0.0)))
         _, first = np.unique(owners[order], return_index=True)
         best = order[np.sort(first)]
-        return [(int(owners[row]), indices[row], float(values[row]), float(excess[row])) for row in best]
+        return [_Found(int(owners[row]), indices[row], float(values[row]), float(excess[row])) for row in best]
 
-    def _design(self, points: Point, row: int, index: np.ndarray, values: tuple[float, float]) -> Design:
-        chosen = _take(points, np.array([row]))
+    def _design(self, chosen: Point, index: np.ndarray, values: tuple[float, float]) -> Design:
         candidate = jax.tree.map(lambda leaf: float(leaf[0]), chosen.candidate)
         sides = (candidate.horizontal_sides, candidate.vertical_sides)
         knobs = lattice.from_array(lattice.values_at(self.budget, index))
@@ -325,6 +343,23 @@ def _padded(layouts: Layout) -> Layout:
 
 def _take(points: Point, rows: np.ndarray) -> Point:
     return jax.tree.map(lambda leaf: leaf[rows], points)
+
+
+class _Found(NamedTuple):
+    # a lattice point of one candidate: its row, the point, its objective, log(use / allowance) of its worst limit
+    owner: int
+    point: np.ndarray
+    value: float
+    excess: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        # what fits comes before what does not, then the better value
+        return max(self.excess - ROUNDING, 0.0), self.value
+
+
+def _everywhere(count: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(count), np.repeat(index[None], count, axis=0)
 
 
 def _least_change(answer: Estimate, wafer: Wafer) -> str:
