@@ -87,6 +87,7 @@ def core_flop(model, strategy):
 STRATEGIES = {
     "one die": Strategy(global_batch_size=4),
     "tensor": Strategy(tensor_cols=4, global_batch_size=4),
+    "tensor, stream repeated": Strategy(tensor_cols=4, sequence_parallel=0, global_batch_size=4),
     "pipeline": Strategy(pipeline_parallel=3, global_batch_size=6),
     "replicas": Strategy(data_parallel=4, global_batch_size=8),
     "context": Strategy(context_parallel=2, global_batch_size=2),
@@ -101,7 +102,7 @@ def test_datapath_pays_for_every_executed_flop(strategy, model):
     # three passes of every product, flash attention's core 2 + 5 halves of its forward pass; all devices
     once = Strategy(micro_batch_size=strategy.global_batch_size, global_batch_size=strategy.global_batch_size)
     executed = 3 * product_flop(model, once) + 3.5 * core_flop(model, once)
-    if float(model.num_experts):  # the router is repeated over a tensor group
+    if float(model.num_experts) and not float(strategy.sequence_parallel):  # a tensor group repeats the router
         router = 3 * 2 * float(model.num_layers * model.hidden_size * model.num_experts)
         tokens = float(strategy.global_batch_size * model.sequence_length)
         executed += (float(strategy.tensor_parallel) - 1) * router * tokens

@@ -270,13 +270,13 @@ def test_recomputation_repeats_more_at_each_level_and_at_most_one_forward_pass(n
     levels = np.arange(len(RECOMPUTE_LEVELS))
     strategy = Strategy(tensor_rows=4, flash_attention=flash, recompute=levels)
     parts = forward_pieces(name, strategy)
-    communication, dispatch = jnp.asarray(0.01), jnp.asarray(0.002)
-    layers = recomputed(parts, communication, dispatch, strategy)
-    for repeated, whole, sent in zip(layers, parts.layer, (0, 2 * 0.002), strict=True):
+    dispatch, waits = 0.002, (0.01, 0.03)
+    layers = recomputed(parts, (jnp.asarray(waits[0]), jnp.asarray(waits[1])), jnp.asarray(dispatch), strategy)
+    for repeated, whole, sent in zip(layers, parts.layer, (waits[0], waits[1] + 2 * dispatch), strict=True):
         repeated = np.asarray(repeated)
         assert repeated[0] == 0
         assert (np.diff(repeated) >= 0).all()
-        assert repeated[-1] == pytest.approx(float(whole) + 0.01 + sent, rel=EXACT)
+        assert repeated[-1] == pytest.approx(float(whole) + sent, rel=EXACT)
     selective = float(layers[0][RECOMPUTE_LEVELS.index("selective")])
     assert selective == pytest.approx(0 if flash else float(parts.core), rel=EXACT)
 
@@ -284,7 +284,7 @@ def test_recomputation_repeats_more_at_each_level_and_at_most_one_forward_pass(n
 @pytest.mark.parametrize("level", range(len(RECOMPUTE_LEVELS)))
 def test_a_level_for_each_stage_is_the_level_for_all(level):
     parts = forward_pieces("deepseek-v3", Strategy())
-    waits = jnp.asarray(0.01), jnp.asarray(0.002)
+    waits = (jnp.asarray(0.01), jnp.asarray(0.03)), jnp.asarray(0.002)
     alone = recomputed(parts, *waits, Strategy(recompute=level))
     each = recomputed(parts, *waits, Strategy(recompute=[level] * 3))
     for scalar, array in zip(alone, each, strict=True):

@@ -16,7 +16,7 @@ from watos_jax.search.space import Options
         ({"micro_batch_sizes": ()}, "micro_batch_sizes is empty: it must hold at least one"),
         ({"micro_batch_sizes": (1, 2.5)}, "micro_batch_sizes is 2.5: it must be a whole number, at least 1"),
         ({"virtual_stages": True}, "virtual_stages is True: it must be a number"),
-        ({"optimizer_sharding": (0, 3)}, "optimizer_sharding is 3: it must be 0, 1 or 2"),
+        ({"optimizer_sharding": (0, 4)}, "optimizer_sharding is 4: it must be 0, 1, 2 or 3"),
         ({"least_use": 1.5}, "least_use is 1.5: it must be from 0 to 1"),
     ],
 )
