@@ -44,12 +44,15 @@ from jaxtyping import Array
 
 from watos_jax.hardware import Die
 from watos_jax.operators.mapping import PARTIAL_BYTES, Cost, Cut, Machine, Mapping, best, cut, machine
+from watos_jax.relax import Relaxation
 from watos_jax.units import FLOP_PER_MAC, Scalar
 from watos_jax.workload import ELEMENT_BYTES
 
-OUTER: Final = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 512, np.inf])
+OUTER: Final = np.array(
+    [1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256, 512, 1024, np.inf]
+)
 """Numbers of tiles of the two dimensions of the stationary operand; the last means tiles of one element."""
-STREAMED: Final = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, np.inf])
+STREAMED: Final = np.array([1, 2, 3, 4, 6, 8, 16, 32, 64, 128, 256, 512, 2048, np.inf])
 """Numbers of tiles of the streamed dimension."""
 BANDS: Final = (1, 2, 4, 8, 16)
 """Numbers of products side by side, for products that come in numbers."""
@@ -242,16 +245,18 @@ def _buffers(x: Cut, y: Cut) -> Array:
     return jnp.where(x.tiles * y.tiles > 1.0, 2.0, 1.0)
 
 
-def elementwise_time(die: Die, size: Scalar) -> Scalar:
-    """Time of an element-wise operator that moves `size` DRAM bytes, as many in as out, past every core once.
+def elementwise_slowdown(die: Die, relax: Relaxation) -> Scalar:
+    """Time of an element-wise operator over that of its DRAM traffic: links or SRAM ports may be slower than DRAM.
 
-    `max(size / bandwidth, size / 2 / core_rows / noc rate, size / cores / SRAM rate)`: it streams in pieces as small
-    as one likes. Neglects: the vector unit.
+    `max(1, bandwidth / 2 / (core_rows noc rate), bandwidth / (cores SRAM rate))`: as many bytes enter by the row ends
+    as leave, each passes a port once, and the operator streams in pieces as small as one likes. Neglects: the vector
+    unit.
 
     Args:
         die: where it runs.
-        size: DRAM bytes, read and written.
+        relax: hard or smooth.
     """
-    m = machine(die)
-    cycles = jnp.maximum(size / m.dram, 0.5 * size / (m.rows * m.link))
-    return jnp.maximum(cycles, size / (m.rows * m.cols * m.port)) / m.clock
+    per_cycle = die.memory.bandwidth / die.core.clock
+    links = 0.5 * per_cycle / (die.core_rows * die.core.noc_bytes_per_clock)
+    ports = per_cycle / (die.num_cores * die.core.sram_bytes_per_clock)
+    return relax.maximum(relax.maximum(jnp.ones_like(links), links), ports)

@@ -5,7 +5,7 @@ A product of (rows x depth) by (depth x cols) takes
     time  = max(compute, dram, noc, launch_time)
     compute = 2 rows cols depth (1 + overhead + rows0 / rows + cols0 / cols + cols0 / depth) / flop_rate * starvation
     dram  = 2 bytes * max(rows depth + depth cols + rows cols, 2 rows cols depth / sqrt(S)) / bandwidth
-    noc   = 2 bytes * max(rows depth / core_rows, depth cols / core_cols) / noc_bandwidth
+    noc   = 2 bytes * max(rows depth / core_rows, depth cols / core_cols) / noc_bandwidth      its operands enter
 
 with S the elements that the die's SRAM holds: `2 M N K / sqrt(S)` is the I/O lower bound of Hong & Kung (1981) in the
 form of Kwasniewski et al. (SC 2019, arXiv 1908.09606), so traffic falls with capacity down to the compulsory one.
@@ -59,8 +59,9 @@ def matmul_cost(
 ) -> OperatorCost:
     """Cost of every product of a micro-batch: forward, then input gradient and weight gradient.
 
-    The three products of training share sizes, hence compulsory traffic and I/O bound; the weight gradient also
-    reads and writes its accumulator, `2 gradient_bytes` per weight.
+    The three products of training share sizes, hence compulsory traffic and I/O bound, but each has its own operands
+    at the row and column ends of the cores; the weight gradient also reads and writes its accumulator,
+    `2 gradient_bytes` per weight.
 
     Args:
         die: where it runs.
@@ -84,14 +85,21 @@ def matmul_cost(
     accumulated = 2.0 * gradient_bytes * weights
     per_byte = _time_per_dram_byte(die, efficiency)
     noc_rate = die.core.noc_bytes_per_clock * die.core.clock
-    streamed = relax.maximum(count * rows * depth / die.core_rows, weights / die.core_cols)
-    on_chip = relax.maximum(compute, streamed * (ELEMENT_BYTES / noc_rate))
-    busy = relax.maximum(on_chip, jnp.where(macs > 0, efficiency.launch_time, 0.0))
-    forward = relax.maximum(busy, moved * per_byte)
-    weight_gradient = relax.maximum(busy, (moved + accumulated) * per_byte)
+    inputs, weighted, results = (
+        size * (ELEMENT_BYTES / noc_rate) for size in (count * rows * depth, weights, count * rows * cols)
+    )
+    busy = relax.maximum(compute, jnp.where(macs > 0, efficiency.launch_time, 0.0))
+
+    def time(by_rows: Array, by_cols: Array, moved: Array) -> Array:
+        streamed = relax.maximum(by_rows / die.core_rows, by_cols / die.core_cols)
+        return relax.maximum(relax.maximum(busy, streamed), moved * per_byte)
+
+    forward = time(inputs, weighted, moved)
+    input_gradient = time(results, weighted, moved)
+    weight_gradient = time(inputs, results, moved + accumulated)
     return OperatorCost(
         forward=forward,
-        backward=forward + weight_gradient,
+        backward=input_gradient + weight_gradient,
         forward_flop=2.0 * macs,
         backward_flop=4.0 * macs,
         forward_bytes=moved,
@@ -101,6 +109,9 @@ def matmul_cost(
 
 def attention_cost(die: Die, efficiency: Efficiency, shape: Attention, relax: Relaxation) -> OperatorCost:
     """Cost of the attention core of one layer: scores, softmax and product with the values.
+
+    DRAM traffic is compulsory or `macs (head_dim + value_dim) / S`, keys and values once for every block of queries
+    that the SRAM holds (Dao et al., FlashAttention, arXiv 2205.14135, theorem 2).
 
     Flash attention keeps scores on chip and computes them again in its backward pass (five products instead of
     four); the materialised form moves `SCORE_BYTES` per score forward and twice that backward.
@@ -117,7 +128,7 @@ def attention_cost(die: Die, efficiency: Efficiency, shape: Attention, relax: Re
     compute = macs * overhead * _time_per_mac(die, relax)
     kv_width = shape.kv_heads * (shape.head_dim + shape.value_dim)
     compulsory = shape.queries * width + shape.key_tokens * kv_width
-    tiled = macs * (2.0 * _inverse_root_capacity(die))
+    tiled = macs * (shape.head_dim + shape.value_dim) * _inverse_root_capacity(die) ** 2
     scores = shape.materialised * SCORE_BYTES * shape.queries * shape.keys * shape.heads
     moved = ELEMENT_BYTES * relax.maximum(compulsory, tiled) + scores
     per_byte = _time_per_dram_byte(die, efficiency)
