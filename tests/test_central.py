@@ -3,8 +3,8 @@
 from dataclasses import replace
 from itertools import pairwise
 
-import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,9 +12,8 @@ from watos_jax.estimate import estimate
 from watos_jax.network.layout import layout
 from watos_jax.presets import models, wafers
 from watos_jax.search.central import WAYS, central
-from watos_jax.search.plan import plan
 from watos_jax.search.sharing import LEVELS, levels_of, shipping_times
-from watos_jax.search.space import Options
+from watos_jax.search.space import Options, strategies
 from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy
 
 MODEL = replace(models.LLAMA2_7B, num_layers=16)
@@ -42,6 +41,10 @@ SIZES = (9.0, 12.0, 18.0, 60.0)
 ONE_MODEL, ONE = replace(MODEL, num_attention_heads=31, num_kv_heads=31), replace(FEW, global_batch_size=17)
 
 
+def floats(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), tree)
+
+
 @pytest.fixture(scope="module")
 def answers():
     return {size: central(wafer(size), ONE_MODEL, options=ONE, top=3) for size in SIZES}
@@ -50,7 +53,7 @@ def answers():
 def test_levels_are_estimates_at_each_level_and_a_stage_depends_on_its_own_alone(eps):
     machine, strategy = wafer(15.0), Strategy(pipeline_parallel=8, global_batch_size=16)
     placed = layout(machine, strategy)
-    levels = levels_of(machine, MODEL, strategy, placed)
+    levels = levels_of(*floats((machine, MODEL, strategy, placed)))
     mixed = np.arange(8.0) % LEVELS
     several = estimate(machine, MODEL, replace(strategy, recompute=mixed), layout=placed)
     for stage, level in enumerate(mixed.astype(int)):
@@ -66,7 +69,7 @@ def test_levels_are_estimates_at_each_level_and_a_stage_depends_on_its_own_alone
 
 def test_what_a_sender_pays_follows_from_its_micro_batches_in_flight(eps):
     machine, strategy = wafer(11.0), Strategy(pipeline_parallel=8, global_batch_size=16)
-    levels = levels_of(machine, MODEL, strategy, layout(machine, strategy))
+    levels = levels_of(*floats((machine, MODEL, strategy, layout(machine, strategy))))
     own, there = shipping_times(machine.system, layout(machine, strategy))
     rate = float(machine.d2d.bandwidth)
     assert own[:7].tolist() == pytest.approx([max(1 / rate, float(there))] * 7, rel=8 * eps)
@@ -92,10 +95,12 @@ def test_the_three_ways_are_ordered_and_sharing_is_needed_somewhere(answers):
     assert len(set(answers[60.0].least_step_time.values())) == 1  # where all is kept there is nothing to settle
 
 
-def test_one_level_for_all_stages_is_what_plan_finds(eps):
-    answer, planned = (search(wafer(13.0), MODEL, options=FEW) for search in (central, plan))
-    assert answer.evaluated * LEVELS > planned.evaluated > answer.evaluated > 5
-    least = float(planned.best[0].estimate.step_time)
+def test_one_level_for_all_stages_is_the_best_of_all_estimates(eps):
+    machine = wafer(13.0)
+    answer, space = central(machine, MODEL, options=FEW), strategies(machine, MODEL, FEW)
+    assert len(space) == answer.evaluated * (LEVELS - 1) > 7  # with flash attention "selective" is "none"
+    every = [estimate(machine, MODEL, space.strategy(i), layout=space.layout(i)) for i in range(len(space))]
+    least = min(float(one.step_time) for one in every if float(one.margins["memory"]) >= 0.0)
     assert answer.least_step_time["uniform"] == pytest.approx(least, rel=1e3 * eps)
     assert float(answer.best[0].step_time) <= least * (1 + 1e2 * eps)
 
@@ -125,15 +130,3 @@ def test_more_memory_is_never_slower(answers, eps):
 def test_a_wrong_top_is_refused():
     with pytest.raises(ValueError, match="top is 0: it must be from 1 to 20"):
         central(wafer(15.0), MODEL, options=FEW, top=0)
-
-
-def test_the_problem_has_gradients_in_the_hardware():
-    machine, strategy = wafer(15.0), Strategy(pipeline_parallel=8, global_batch_size=16)
-    placed = layout(machine, strategy)
-
-    def busiest(scale):
-        faster = eqx.tree_at(lambda w: w.d2d.bandwidth, machine, machine.d2d.bandwidth * scale)
-        given = levels_of(faster, MODEL, strategy, placed).given
-        return given.busy[0, 0]
-
-    assert np.isfinite(jax.grad(busiest)(1.0)) and jax.grad(busiest)(1.0) < 0.0

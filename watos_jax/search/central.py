@@ -7,7 +7,7 @@ quickest of the three; the first ones are solved again exactly and estimated at 
 """
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import equinox as eqx
 import jax
@@ -143,14 +143,14 @@ def _outcome(
     return jnp.where(power >= -ROUNDING, ways, jnp.inf)
 
 
-@jax.jit
-def _levels(system: System | Wafer, model: Transformer, strategy: Strategy, layout: Layout) -> Levels:
-    return levels_of(system, model, strategy, layout)
+def _floats(tree: Any) -> Any:
+    # one type for floats and arrays alike, so that every strategy finds the same compilation
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), tree)
 
 
 def _solved(system: System | Wafer, model: Transformer, space: StrategySpace, row: int) -> Scheduled | None:
     strategy, layout = space.strategy(row), space.layout(row)
-    levels = _levels(system, model, strategy, layout)
+    levels = levels_of(*_floats((system, model, strategy, layout)))
     weight = float(strategy.num_micro_batches * strategy.virtual_stages) - 1.0
     exact = least_step(levels.given, weight)
     alone = unshared(levels)

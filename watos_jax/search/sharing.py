@@ -46,6 +46,7 @@ class Levels(eqx.Module):
     memory: Float[Array, "levels stages"]
 
 
+@jax.jit
 def levels_of(system: System | Wafer, model: Transformer, strategy: Strategy, layout: Layout) -> Levels:
     """Estimate a strategy at every level and state its problem; may be traced.
 
