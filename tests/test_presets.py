@@ -240,6 +240,7 @@ def _count(m):
         ("megatron-1t", 1008),
         ("gshard-137b", 137),
         ("mixtral-8x7b", 46.7),
+        ("deepseek-v2", 236),
         ("deepseek-v3", 671),
         ("qwen3-32b", 32.8),
     ],

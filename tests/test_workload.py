@@ -227,7 +227,7 @@ def test_parameters_are_the_published_ones_to_the_last_but_for_the_norms(name, c
 @pytest.mark.parametrize(
     ("name", "billions"),
     [("gpt3-175b", 175), ("megatron-22b", 22), ("megatron-530b", 530), ("megatron-1t", 1008)]  # 2205.05198, Table 3
-    + [("deepseek-v3", 671), ("qwen3-32b", 32.8), ("gshard-137b", 137), ("llama2-30b", 32.5)],
+    + [("deepseek-v2", 236), ("deepseek-v3", 671), ("qwen3-32b", 32.8), ("gshard-137b", 137), ("llama2-30b", 32.5)],
 )
 def test_parameters_are_the_published_ones_rounded(name, billions):
     assert float(num_parameters(models.NAMES[name])) / 1e9 == pytest.approx(billions, rel=0.005)

@@ -9,6 +9,7 @@ are streamed to a wafer a blank `mbs` is the whole batch and a blank `vocab` tha
 """
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import Final, NamedTuple
 from watos_jax.hardware import Overlap, System
 from watos_jax.model import Transformer
 from watos_jax.network.layout import fits
-from watos_jax.presets import chips
+from watos_jax.presets import chips, models
 from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy, violation
 from watos_jax.units import GIB, GIGA
 
@@ -196,9 +197,45 @@ def _check_precision(precision: str) -> None:
         raise Skip("precision blank")
 
 
+def published(name: str, num_layers: float, sequence_length: float) -> Transformer:
+    """A preset model by a text that contains its name, letters and digits alone, with other layers and length.
+
+    A mixture cut down to fewer layers keeps at most one leading dense layer.
+
+    Args:
+        name: such as `deepseekv3 proxy L4`.
+        num_layers: as run.
+        sequence_length: as run.
+
+    Raises:
+        Skip: no preset has that name.
+    """
+    text = _letters(name)
+    fitting = [key for key in models.NAMES if _letters(key) in text]
+    if not fitting:
+        raise Skip("model without a preset")
+    found = models.NAMES[max(fitting, key=len)]
+    dense = min(float(found.num_dense_layers), 1.0) if num_layers < found.num_layers else found.num_dense_layers
+    return replace(found, num_layers=num_layers, sequence_length=sequence_length, num_dense_layers=dense)
+
+
+def _letters(text: str) -> str:
+    return re.sub("[^a-z0-9]", "", text.lower())
+
+
+def _mixture(row: Mapping[str, str]) -> Transformer:
+    # width of experts and latent attention are no columns
+    found = published(row["model"], _number(row, "layers"), _number(row, "seq"))
+    columns = {"hidden": found.hidden_size, "moe_experts": found.num_experts, "moe_topk": found.experts_per_token}
+    for column, value in columns.items():
+        if _optional(row, column) not in (None, float(value)):
+            raise Skip(f"mixture of experts: {column} is not that of the preset")
+    return found
+
+
 def _model(row: Mapping[str, str]) -> Transformer:
     if row.get("moe_experts") not in (None, "", "0", "0.0"):
-        raise Skip("mixture of experts: expert width is not a column")
+        return _mixture(row)
     if "lora" in row["model"].lower():
         raise Skip("adapters (LoRA): most weights are frozen")
     heads = _number(row, "heads")
@@ -244,6 +281,7 @@ def _strategy(row: Mapping[str, str], model: Transformer) -> Strategy:
         pipeline_parallel=_number(row, "pp"),
         data_parallel=_number(row, "dp"),
         context_parallel=_optional(row, "cp") or 1,
+        expert_parallel=_optional(row, "ep") or 1,
         sequence_parallel=1 if row.get("sp") == "1" and tensor > 1 else 0,
         micro_batch_size=_number(row, "mbs"),
         global_batch_size=_number(row, "gbs"),

@@ -1,7 +1,8 @@
 """Bytes of DRAM that every pipeline stage needs at its peak.
 
 Weights (2 bytes), gradients (2 or 4), Adam's states (12: two moments and a 32-bit master copy), activations of the
-micro-batches in flight, and a working set: the layer that is being recomputed, and the 32-bit logits on the last stage.
+micro-batches in flight, and a working set: the layer that is being recomputed and the gradients of its larger block, or
+the 32-bit logits on the last stage.
 
 Neglects: allocator fragmentation, communication buffers, framework and kernel workspaces.
 """
@@ -81,7 +82,8 @@ class MemoryUse(eqx.Module):
         gradients: accumulated gradients.
         optimizer: Adam's states.
         activations: kept for the micro-batches in flight.
-        working: recomputed layer, gathered weights and whole gradients of sharded layers, logits.
+        working: recomputed layer, gradients of its activations, gathered weights and whole gradients of sharded layers;
+            or logits.
     """
 
     weights: PerStage
@@ -159,6 +161,21 @@ def kept_bytes(inventory: Activations, strategy: Strategy) -> tuple[Float[Array,
     return shared + dense, shared + mixture
 
 
+def gradient_bytes(inventory: Activations) -> tuple[Scalar, Scalar]:
+    """Bytes of the gradients that one dense and one mixture layer hold at a time in the backward pass.
+
+    A block's gradients are as large as the tensors that it keeps; with them lives the gradient of the residual stream.
+    The larger of attention and feed-forward block counts.
+
+    Args:
+        inventory: bytes of each saved tensor.
+    """
+    attention = inventory.scores + inventory.projections + inventory.attention_output
+    feed_forward = inventory.activation + inventory.up, inventory.expert_activation + inventory.expert_up
+    dense, mixture = (inventory.boundary + jnp.where(attention >= one, attention, one) for one in feed_forward)
+    return dense, mixture
+
+
 def stage_parameters(model: Transformer, strategy: Strategy) -> tuple[Additive, Additive]:
     """Parameters per device: those replicated over all data-parallel peers, and routed experts."""
     counts = fence(parameters(model, strategy), strategy.pipeline_parallel)
@@ -212,15 +229,18 @@ def memory_use(
     buffers = (gathered + Additive(whole_gradients.dense, whole_gradients.mixture)) * fully
     none_again = Strategy(recompute=0.0, flash_attention=strategy.flash_attention)
     dense_again, mixture_again = jax.tree.map(jnp.subtract, kept_bytes(inventory, none_again), kept)
-    again = dense_again + buffers.dense, mixture_again + buffers.mixture
+    of_gradients = gradient_bytes(inventory)
+    again = dense_again + of_gradients[0] + buffers.dense, mixture_again + of_gradients[1] + buffers.mixture
     logits = LOGIT_BYTES * micro_batch_tokens(model, strategy) * model.vocab_size / strategy.tensor_parallel
-    edges = Additive(0.0, 0.0, buffers.first, buffers.last + logits)
-    kept, again, whole = fence((kept, again, weights + gradients + optimizer + edges), peers)
+    edges = Additive(0.0, 0.0, buffers.first, buffers.last)
+    kept, again, logits, whole = fence((kept, again, logits, weights + gradients + optimizer + edges), peers)
     kept_now = held.in_flight * (held.dense * kept[0] + held.mixture * kept[1])
     of_dense, of_mixture = (
         jnp.where(layers > 0.0, one, 0.0) for layers, one in zip((held.dense, held.mixture), again, strict=True)
     )
     working = jnp.where(of_dense >= of_mixture, of_dense, of_mixture)
+    # the logits are gone before the first layer's backward pass begins
+    working = jnp.where((held.last > 0.0) & (working < logits), logits, working)
     parts = MemoryUse(
         weights=held.sum(weights),
         gradients=held.sum(gradients),

@@ -10,12 +10,12 @@ from watos_jax.cli.options import AsJson
 from watos_jax.cli.runtime import prepare, progress
 from watos_jax.cli.values import choice, one_line
 
-KINDS: Final = ("training", "network")
+KINDS: Final = ("training", "network", "kernels", "memory")
 """What can be validated."""
 
 
 def validate(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="training or network.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="training, network, kernels or memory.")],
     file: Annotated[str, typer.Argument(metavar="FILE", help="A CSV file of measurements.")],
     as_json: AsJson = False,
 ) -> Any:
@@ -23,8 +23,9 @@ def validate(
 
     `training` reads runs (model, chip, parallelism, measured step time) and prints errors by source and chip, the
     rank correlation within each model, the regret of our pick, and the error of a baseline with one fitted
-    utilisation per chip and source. `network` reads simulated collectives of 1 MiB and more. Rows that cannot be used
-    are counted by reason.
+    utilisation per chip and source. `network` reads simulated collectives of 1 MiB and more; `kernels` single matrix
+    products, attention cores, element-wise operators or collectives; `memory` the peak of each rank or run. Rows that
+    cannot be used are counted by reason.
 
     \b
       watos validate training runs.csv
@@ -35,12 +36,23 @@ def validate(
 
     kind = choice("KIND", kind, KINDS)
     with progress(f"validating {kind}"):
-        report = {"training": validation.training, "network": validation.network}[kind](file)
+        report = getattr(validation, kind)(file)
     return json.dumps(report, indent=2, allow_nan=False) if as_json else _view(one_line(f"{kind} of {file}"), report)
 
 
 def _view(title: str, report: dict[str, Any]) -> Table:
-    columns = ("used", "mape", "median_ape", "max_ape", "bias", "tau", "regret", "naive_mape")
+    columns = (
+        "used",
+        "mape",
+        "median_ape",
+        "max_ape",
+        "bias",
+        "tau",
+        "tau_same_batch",
+        "regret",
+        "naive_mape",
+        "memory_mape",
+    )
     shown = [name for name in columns if name in report]
     left_out = "; ".join(f"{reason} ({count})" for reason, count in sorted(report["skipped"].items()))
     table = Table(title=title, caption=f"{report['used']} of {report['rows']} rows used. Skipped: {left_out or 'none'}")

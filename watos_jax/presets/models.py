@@ -141,6 +141,27 @@ MIXTRAL_8X7B: Final = Transformer(
 """Mixtral 8x7B, 46.7 B parameters (arXiv 2401.04088, table 1; mistralai/Mixtral-8x7B-v0.1 config.json). The
 training length is not published: 4,096, as published training benchmarks of it use (ASSUMPTION)."""
 
+DEEPSEEK_V2: Final = Transformer(
+    num_layers=60,
+    hidden_size=5120,
+    ffn_hidden_size=12288,
+    num_attention_heads=128,
+    num_kv_heads=128,
+    head_dim=192,
+    sequence_length=4096,
+    vocab_size=102400,
+    num_experts=160,
+    experts_per_token=6,
+    moe_ffn_hidden_size=1536,
+    num_shared_experts=2,
+    num_dense_layers=1,
+    kv_lora_rank=512,
+    q_lora_rank=1536,
+    qk_rope_head_dim=64,
+    v_head_dim=128,
+)
+"""DeepSeek-V2, 236 B parameters (arXiv 2405.04434, section 3.1.2; deepseek-ai/DeepSeek-V2 config.json)."""
+
 DEEPSEEK_V3: Final = Transformer(
     num_layers=61,
     hidden_size=7168,

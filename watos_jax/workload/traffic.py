@@ -82,7 +82,8 @@ class Activations(eqx.Module):
         up: output of the first feed-forward product, dense layer.
         expert_activation: output of the activation function, mixture layer.
         expert_up: first product's output and dispatched tokens, mixture layer.
-        projections: queries, keys and values.
+        projections: queries, keys and values; values are part of one product with what rotary positions make copies
+            of, which is kept with them: queries and keys, or the keys of latent attention without their rotary part.
         attention_output: input of the output projection.
     """
 
@@ -168,6 +169,10 @@ def activations(model: Transformer, strategy: Strategy) -> Activations:
     core = attention(model, strategy)
     latent = jnp.where(model.kv_lora_rank > 0, 1.0, 0.0)
     compressed = latent * tokens * (model.q_lora_rank + model.kv_lora_rank + model.qk_rope_head_dim)
+    # values are a view of one product with what rotary positions copy
+    latent_copy = heads * (model.head_dim - model.qk_rope_head_dim)
+    copied = (heads + core.kv_heads) * model.head_dim * (1.0 - model.learned_positions)
+    copied = latent * latent_copy + (1.0 - latent) * copied
     flash = strategy.flash_attention
     probabilities = ELEMENT_BYTES + model.dropout * (1.0 + ELEMENT_BYTES)
     matrices = 1.0 + model.gated_mlp
@@ -185,7 +190,7 @@ def activations(model: Transformer, strategy: Strategy) -> Activations:
         expert_activation=inner * (routed + shared),
         expert_up=inner * matrices * (routed + shared) + dispatched,
         projections=ELEMENT_BYTES
-        * (tokens * (heads * core.head_dim + core.kv_heads * (core.head_dim + core.value_dim)) + compressed),
+        * (tokens * (heads * core.head_dim + core.kv_heads * (core.head_dim + core.value_dim) + copied) + compressed),
         attention_output=ELEMENT_BYTES * tokens * heads * core.value_dim,
     )
 
