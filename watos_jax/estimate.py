@@ -3,7 +3,7 @@
 `estimate` compiles once hard and once smooth for each fidelity and size of layout; every other input is a leaf.
 """
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import equinox as eqx
 import jax
@@ -17,7 +17,9 @@ from watos_jax.hardware import System, Wafer
 from watos_jax.memory import MemoryUse, memory_use, stage_parameters, stages
 from watos_jax.model import Transformer
 from watos_jax.network.layout import layout as build_layout
+from watos_jax.operators.fidelity import FIDELITIES, Fidelity, Operators, map_operators, refine
 from watos_jax.operators.layer import pieces
+from watos_jax.operators.mapping import Ratios
 from watos_jax.operators.roofline import attention_cost, elementwise_times, matmul_cost
 from watos_jax.relax import HARD, Relaxation
 from watos_jax.stage import breakdown, epilogue, stage_times
@@ -27,11 +29,8 @@ from watos_jax.waits import collective_times, gathers, pipeline_sends
 from watos_jax.workload import attention, elementwise, matmuls, messages, model_flop
 from watos_jax.xla import fence
 
-Fidelity = Literal["roofline"]
 ROUNDING: Final = 1e-6
 """Excess over an allowance that is put down to floating point; a limit met exactly counts as met."""
-FIDELITIES: Final = ("roofline",)
-"""Operator models, from the quickest to the most faithful."""
 
 
 class Estimate(eqx.Module):
@@ -49,6 +48,8 @@ class Estimate(eqx.Module):
         power: W, mean over the step, all dies.
         energy: J per optimizer step.
         margins: 1 - use / allowance of every limit; negative where the design does not fit.
+        outside: share of the operators' time that lies outside the range of the predictor, where it falls back to the
+            roofline; 0 at other fidelities.
         fidelity: operator model that made the estimate.
     """
 
@@ -63,6 +64,7 @@ class Estimate(eqx.Module):
     power: Scalar
     energy: Scalar
     margins: dict[str, Scalar]
+    outside: Scalar
     fidelity: str = eqx.field(static=True, default="roofline")
 
     @property
@@ -107,7 +109,7 @@ def estimate(
         model: the transformer.
         strategy: how it is spread and trained.
         relax: `HARD`, the truth, or `Smooth(...)`, for descent.
-        fidelity: operator model; "roofline".
+        fidelity: operator model; "roofline", "mapper" or "predictor".
         layout: what the network makes of the strategy; computed if None, which needs concrete hardware and strategy.
 
     Returns:
@@ -128,7 +130,8 @@ def estimate(
     _check_stages(strategy, layout)
     strategy = _padded_recompute(strategy, layout.max_stages)
     system, model, strategy, relax, layout = jax.tree.map(_strong, (system, model, strategy, relax, layout))
-    return _estimate(system, model, strategy, relax, layout, fidelity)
+    mapped = _mapped(system, model, strategy) if fidelity == "mapper" else None
+    return _estimate(system, model, strategy, relax, layout, fidelity, mapped)
 
 
 def _check_stages(strategy: Strategy, layout: Layout) -> None:
@@ -158,6 +161,12 @@ def _strong(leaf: Any) -> Any:
 
 
 @eqx.filter_jit
+def _mapped(system: System | Wafer, model: Transformer, strategy: Strategy) -> tuple[Ratios, Ratios]:
+    # apart from the estimate, so that layouts of other sizes do not compile it again
+    return map_operators(system.die, matmuls(model, strategy), attention(model, strategy), strategy.gradient_bytes)
+
+
+@eqx.filter_jit
 def _estimate(
     hardware: System | Wafer,
     model: Transformer,
@@ -165,17 +174,21 @@ def _estimate(
     relax: Relaxation,
     layout: Layout,
     fidelity: Fidelity,
+    mapped: tuple[Ratios, Ratios] | None,
 ) -> Estimate:
     system = hardware.system if isinstance(hardware, Wafer) else hardware
     held = stages(model, strategy, layout.max_stages)
     common, experts = stage_parameters(model, strategy)
     traffic, sizes = elementwise(model, strategy), messages(model, strategy)
-    shapes = matmuls(model, strategy)
+    shapes, scores = matmuls(model, strategy), attention(model, strategy)
     products = fence(
         matmul_cost(system.die, system.efficiency, shapes, strategy.gradient_bytes, relax), system.die.core.clock
     )
-    core = attention_cost(system.die, system.efficiency, attention(model, strategy), relax)
+    core = attention_cost(system.die, system.efficiency, scores, relax)
     seconds = elementwise_times(system.die, system.efficiency, traffic, relax)
+    bound = Operators(products, core, seconds, jnp.zeros_like(core.forward))
+    ran = refine(bound, fidelity, system.die, shapes, scores, strategy.gradient_bytes, mapped, relax)
+    products, core, seconds = ran.products, ran.core, ran.elementwise
     times = stage_times(
         pieces(products.forward, core.forward, seconds),
         pieces(products.backward, core.backward, seconds, 2.0),
@@ -217,5 +230,6 @@ def _estimate(
         power=power,
         energy=energy,
         margins={name: 1.0 - ratio for name, ratio in ratios.items()},
+        outside=ran.outside,
         fidelity=fidelity,
     )

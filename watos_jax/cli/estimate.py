@@ -7,8 +7,9 @@ import typer
 
 from watos_jax.cli.options import AsJson, Model, SequenceLength, takes_strategy
 from watos_jax.cli.runtime import prepare, progress
-from watos_jax.cli.values import hardware_of, model_of, one_line
+from watos_jax.cli.values import choice, hardware_of, model_of, one_line
 from watos_jax.estimate import estimate as estimate_step
+from watos_jax.operators.fidelity import FIDELITIES
 from watos_jax.report.records import estimate_record
 from watos_jax.report.tables import estimate_view
 from watos_jax.strategy import Strategy
@@ -21,6 +22,9 @@ def estimate(
     system: Annotated[str | None, typer.Option(metavar="NAME", help="A GPU node, such as dgx-h100.")] = None,
     nodes: Annotated[str | None, typer.Option(metavar="N", help="Nodes of the system; 1 if not given.")] = None,
     sequence_length: SequenceLength = None,
+    fidelity: Annotated[str, typer.Option(metavar="NAME", help=f"Operator model: {', '.join(FIDELITIES)}.")] = (
+        "roofline"
+    ),
     as_json: AsJson = False,
     *,
     strategy: Strategy,
@@ -33,7 +37,8 @@ def estimate(
     power, is estimated, and the limit that it breaks is marked.
 
     \b
-      watos estimate llama3-70b --wafer watos-config-3 --tensor-cols 4 --pipeline-parallel 14
+      watos estimate llama3-70b --wafer watos-config-3 --tensor-cols 4 --pipeline-parallel 14 \\
+          --fidelity predictor
       watos estimate gpt3-175b --system dgx-a100 --nodes 8 --tensor-cols 8 --pipeline-parallel 8 \\
           --global-batch-size 64 --recompute full
       watos estimate path/to/config.json --sequence-length 4096 --wafer dojo-tile --tensor-cols 4 --json
@@ -41,8 +46,9 @@ def estimate(
     prepare()
     machine = hardware_of(wafer, system, nodes)
     transformer = model_of(model, sequence_length)
+    rung: Any = choice("--fidelity", fidelity, FIDELITIES)
     with progress("estimating"):
-        answer = estimate_step(machine, transformer, strategy)
+        answer = estimate_step(machine, transformer, strategy, fidelity=rung)
         name = wafer if system is None else f"{nodes or 1} x {system}"
         record = {"model": model, "machine": name} | estimate_record(machine, strategy, answer)
     return (

@@ -71,6 +71,24 @@ class Mapping(eqx.Module):
         )
 
 
+class Ratios(NamedTuple):
+    """Time and DRAM bytes of operators over those of the ideal roofline, each at least 1.
+
+    Attributes:
+        forward: time of the forward pass.
+        backward: time of the backward pass.
+        forward_bytes: DRAM bytes of the forward pass.
+        backward_bytes: DRAM bytes of the backward pass.
+        outside: 1 where the operator lies outside the range of the model and the ratios are 1, otherwise 0.
+    """
+
+    forward: Float[Array, "*ops"]
+    backward: Float[Array, "*ops"]
+    forward_bytes: Float[Array, "*ops"]
+    backward_bytes: Float[Array, "*ops"]
+    outside: Float[Array, "*ops"]
+
+
 class Cost(NamedTuple):
     """Costs of candidate mappings, all of one shape.
 
