@@ -17,6 +17,7 @@ from rich.console import Console
 
 from watos_jax.cli.calibrate import calibrate
 from watos_jax.cli.codesign import codesign
+from watos_jax.cli.compare import compare
 from watos_jax.cli.estimate import estimate
 from watos_jax.cli.plan import plan
 from watos_jax.cli.presets import presets
@@ -24,7 +25,7 @@ from watos_jax.cli.sweep import sweep
 from watos_jax.cli.validate import validate
 from watos_jax.cli.values import one_line
 
-COMMANDS: Final = (estimate, plan, codesign, sweep, presets, calibrate, validate)
+COMMANDS: Final = (estimate, plan, codesign, compare, sweep, presets, calibrate, validate)
 """The commands, in the order of the help; the name of a function is the name of its command."""
 PLAIN_WIDTH: Final = 120
 """Columns of tables that do not go to a terminal."""
@@ -39,6 +40,7 @@ HELP = """A differentiable cost model of LLM training on wafer-scale chips, and 
       --tensor-cols 8 --pipeline-parallel 4 --data-parallel 2
   watos plan llama3-70b --system dgx-h100 --nodes 8   the best strategies of a machine
   watos codesign llama3-70b                     wafer and strategy together
+  watos compare llama3-70b --wafer watos-config-3     beside Megatron-LM and weight streaming
 
 Every command prints tables, or with --json one object in SI units (seconds, bytes, watts, metres, hertz) and
 nothing else. `watos COMMAND --help` explains the options of a command.

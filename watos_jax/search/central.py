@@ -6,7 +6,7 @@ level of each stage in its own memory (`local`), and with memory shared (`shared
 quickest of the three; the first ones are solved again exactly and estimated at their levels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import equinox as eqx
@@ -105,8 +105,7 @@ def central(
     if not 1 <= top <= EXACT:
         raise ValueError(f"top is {top}: it must be from 1 to {EXACT}")
     chosen = options or every_option(model, global_batch_size)
-    settled = {"recompute": ("none",), "schedule": ("1f1b",)}
-    space = strategies(system, model, Options(**{**vars(chosen), **settled}))
+    space = strategies(system, model, replace(chosen, recompute=("none",), schedule=("1f1b",)))
     shared = (system, model, space.layouts)
     points = (space.strategies, space.geometry.astype(np.int32))
     calls = CHUNKS_PER_CALL if len(space) > CHUNK * CHUNKS_PER_CALL else 1

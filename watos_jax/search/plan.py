@@ -4,13 +4,14 @@ Nothing is sampled and nothing pruned by cost, so the first is the best of the e
 how many were looked at, how many fit, and what the others exceed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from watos_jax.batch import map_chunks
 from watos_jax.estimate import ROUNDING, Estimate, estimate
@@ -91,6 +92,7 @@ def plan(
     options: Options | None = None,
     global_batch_size: int = 512,
     top: int = TOP,
+    rule: Callable[[Strategy], Bool[np.ndarray, " n"]] | None = None,
 ) -> Plan:
     """Estimate every legal strategy and rank those that fit by step time.
 
@@ -100,6 +102,7 @@ def plan(
         options: what strategies may choose from; `every_option` where None.
         global_batch_size: sequences per optimizer step, where `options` is None.
         top: how many of the best to return.
+        rule: which of many strategies, stacked, may be chosen; all where None.
 
     Returns:
         The best strategies, the nearest one where none fits, and the counts.
@@ -110,6 +113,8 @@ def plan(
     if top < 1:
         raise ValueError(f"top is {top}: it must be at least 1")
     space = strategies(system, model, options or every_option(model, global_batch_size))
+    if rule is not None:
+        space = space.where(rule(space.strategies), "against the rule")
     shared = (system, model, space.layouts)
     step_time, margins = map_chunks(_outcome, shared, (space.strategies, space.geometry.astype(np.int32)))
     names, worst = tuple(margins), np.min(list(margins.values()), axis=0)

@@ -6,7 +6,7 @@ do not change the layout (micro-batch, recomputation, sharding) multiply the lis
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Final
 
@@ -112,6 +112,26 @@ class StrategySpace:
     def layout(self, index: int) -> Layout:
         """The layout of one strategy of the list."""
         return jax.tree.map(lambda leaf: leaf[self.geometry[index]], self.layouts)
+
+    def where(self, kept: np.ndarray, reason: str) -> "StrategySpace":
+        """The strategies that are kept, the others counted by a reason.
+
+        Args:
+            kept: which, shape (n,).
+            reason: why the others are not.
+
+        Raises:
+            ValueError: none is kept.
+        """
+        if not kept.any():
+            raise ValueError(f"no strategy is left of {len(self)}: {reason}")
+        pruned = self.pruned | {reason: int(np.sum(~kept))}
+        return replace(
+            self,
+            strategies=jax.tree.map(lambda leaf: leaf[kept], self.strategies),
+            geometry=self.geometry[kept],
+            pruned=pruned,
+        )
 
     @property
     def stacked_layouts(self) -> Layout:

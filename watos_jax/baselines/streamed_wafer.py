@@ -1,0 +1,130 @@
+"""Weight streaming on a wafer of dies with DRAM: the execution model of `weight_streaming` on the hardware of others.
+
+All dies compute one layer after the other. Weights, gradients and Adam's states lie spread over the wafer's DRAM, there
+being no other memory. Activations stay in SRAM, as they do on a CS-2, where they fit; else they lie in DRAM too.
+
+* A layer's weights pass along the shorter side of the mesh, each line of dies its share: every link of a line carries
+  what lies on one side of it, at most `(n - 1) / n` of the share, each way.
+* Inputs and outputs of products cross the array over the links along the longer side, as wide as the narrower of core
+  network and die-to-die links.
+* Adam's traffic comes after the last backward pass; nothing hides it.
+
+Neglects: recomputation (streaming has none), contention of weights with activations, power.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from watos_jax.baselines.weight_streaming import Streamed, weight_streaming
+from watos_jax.hardware import Link, System, Tier, Wafer
+from watos_jax.memory import OPTIMIZER_BYTES
+from watos_jax.model import Transformer
+from watos_jax.stage import OPTIMIZER_TRAFFIC
+from watos_jax.strategy import Strategy
+from watos_jax.units import Scalar
+from watos_jax.workload import ELEMENT_BYTES, num_parameters
+
+GRADIENT_BYTES: Final = 4.0
+"""Bytes per accumulated gradient."""
+PLACES: Final = ("sram", "dram")
+"""Where activations are kept."""
+
+
+@dataclass(frozen=True)
+class StreamedWafer:
+    """The best way of streaming weights through a wafer.
+
+    Attributes:
+        strategy: micro-batch and flash attention.
+        activations: where they are kept, of `PLACES`.
+        streamed: the step without the update.
+        step_time: s, with the update.
+        memory_margin: 1 - use / capacity of the tightest of SRAM and DRAM; negative where nothing fits.
+        evaluated: ways tried.
+    """
+
+    strategy: Strategy
+    activations: str
+    streamed: Streamed
+    step_time: float
+    memory_margin: float
+    evaluated: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Global batch over step time."""
+        return float(self.streamed.tokens_per_second * self.streamed.step_time) / self.step_time
+
+
+def streaming_system(wafer: Wafer, activations: str) -> System:
+    """The wafer as one die whose memory keeps the activations, and one link that weights come over.
+
+    Args:
+        wafer: the wafer, concrete.
+        activations: where they are kept, of `PLACES`.
+    """
+    rows, cols = sorted((float(wafer.die_rows), float(wafer.die_cols)))
+    die, core, dies = wafer.die, wafer.die.core, float(wafer.num_dies)
+    across = min(float(core.noc_bytes_per_clock * core.clock * die.core_rows), float(wafer.d2d.bandwidth))
+    merged = replace(
+        core, noc_bytes_per_clock=across / float(core.clock * die.core_rows)
+    )  # the width of one row of cores
+    memory = replace(die.memory, num_stacks=die.memory.num_stacks * dies)
+    if activations == "sram":
+        rate = die.num_cores * dies * core.sram_bytes_per_clock * core.clock
+        memory = replace(
+            memory, num_stacks=1, stack_bytes=die.sram_bytes * dies, stack_bandwidth=rate, sustained_fraction=1.0
+        )
+    lines = cols * float(wafer.d2d.bandwidth) * rows / max(rows - 1.0, 1e-9)
+    stream = Link(
+        bandwidth=min(lines, float(die.memory.bandwidth) * dies), latency=float(wafer.d2d.latency) * (rows - 1.0)
+    )
+    whole = replace(die, core_rows=die.core_rows * cols, core_cols=die.core_cols * rows, core=merged, memory=memory)
+    tier = Tier(rows=1, cols=1, link=stream, fabric="switch")
+    return System(whole, (tier,), wafer.technology, wafer.efficiency, wafer.overlap)
+
+
+def stream_through(wafer: Wafer, model: Transformer, *, global_batch_size: int = 512) -> StreamedWafer:
+    """Find the best micro-batch, attention and place of activations.
+
+    Args:
+        wafer: the wafer, concrete.
+        model: the transformer, concrete.
+        global_batch_size: sequences per optimizer step.
+
+    Returns:
+        The fastest way that fits; where none fits, the one that exceeds its memory least.
+    """
+    sizes = [d for d in range(1, global_batch_size + 1) if global_batch_size % d == 0]
+    weights = float(num_parameters(model))
+    states = weights * (ELEMENT_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES)
+    dram = float(wafer.die.memory.capacity * wafer.num_dies)
+    rate = float(wafer.die.memory.bandwidth * wafer.num_dies) / (1.0 + float(wafer.efficiency.memory_overhead))
+    update = weights * OPTIMIZER_TRAFFIC / rate
+    columns = np.array([(size, flash) for size in sizes for flash in (0.0, 1.0)], float).T
+    found = []
+    for place in PLACES:
+        system = streaming_system(wafer, place)
+        many = jax.vmap(lambda micro, flash, machine=system: _streamed(machine, model, micro, flash, global_batch_size))
+        every = many(*(jnp.asarray(column) for column in columns))
+        for row, (micro, flash) in enumerate(columns.T):
+            one = jax.tree.map(lambda leaf, i=row: leaf[i], every)
+            inside = float(one.memory) if place == "dram" else 0.0
+            margin = min(1.0 - (states + inside) / dram, float(one.margins["memory"]))
+            strategy = _strategy(float(micro), float(flash), global_batch_size)
+            time = float(one.step_time) + update
+            found.append(StreamedWafer(strategy, place, one, time, margin, 2 * len(sizes) * len(PLACES)))
+    fitting = [one for one in found if one.memory_margin >= 0.0]
+    return min(fitting, key=lambda one: one.step_time) if fitting else max(found, key=lambda one: one.memory_margin)
+
+
+def _strategy(micro: Scalar, flash: Scalar, batch: int) -> Strategy:
+    return Strategy(micro_batch_size=micro, flash_attention=flash, global_batch_size=batch)
+
+
+def _streamed(system: System, model: Transformer, micro: Scalar, flash: Scalar, batch: int) -> Streamed:
+    return weight_streaming(system, model, _strategy(micro, flash, batch))
