@@ -110,7 +110,7 @@ def test_streaming_pays_the_update_and_keeps_the_states():
 
 def test_ours_is_never_slower_than_megatron_on_the_same_wafer(compared):
     # all that Megatron may choose is among what we choose from
-    assert compared.speedup(compared.baselines["megatron_on_wafer"]) > 1.002
+    assert compared.speedup(compared.baselines["megatron_on_wafer"]) >= 1.0 - 1e-6
     old = compared.variants["megatron_on_wafer_equal_stages"].tokens_per_second
     assert old <= compared.baselines["megatron_on_wafer"].tokens_per_second
     best = compared.baselines["megatron_on_wafer"].answer.best[0]
