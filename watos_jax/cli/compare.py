@@ -8,7 +8,7 @@ import typer
 from watos_jax.baselines import comparison
 from watos_jax.cli.options import AsJson, Model, SequenceLength
 from watos_jax.cli.runtime import CompileClock, prepare, progress
-from watos_jax.cli.values import model_of, one_line, wafer_of, whole
+from watos_jax.cli.values import hardware_of, model_of, one_line, whole
 from watos_jax.report.comparison import comparison_record, comparison_view
 
 
@@ -31,7 +31,9 @@ def compare(
       watos compare gpt3-175b --wafer watos-config-3-d2d-half --global-batch-size 128 --json
     """  # noqa: D301
     prepare()
-    machine = wafer_of(wafer)
+    if wafer is None:
+        raise ValueError("--wafer is missing: it must be a wafer such as watos-config-3")
+    machine = hardware_of(wafer, None, None)
     batch = whole("--global-batch-size", global_batch_size)
     transformer = model_of(model, sequence_length)
     with progress(f"comparing {model}") as report, CompileClock() as clock:

@@ -87,20 +87,6 @@ def model_of(name: str | None, sequence_length: str | None) -> Transformer:
     return model if tokens is None else replace(model, sequence_length=tokens)
 
 
-def wafer_of(name: str | None) -> Wafer:
-    """Find a wafer: the preset of that name.
-
-    Args:
-        name: a preset such as `watos-config-3`.
-
-    Raises:
-        ValueError: no name, or no wafer of that name.
-    """
-    if name is None:
-        raise ValueError("--wafer is missing: it must be a wafer such as watos-config-3")
-    return wafers.NAMES[choice("--wafer", name, wafers.NAMES)]
-
-
 def hardware_of(wafer: str | None, system: str | None, nodes: str | None) -> System | Wafer:
     """Find the hardware: one wafer, or a cluster of nodes.
 
@@ -119,6 +105,6 @@ def hardware_of(wafer: str | None, system: str | None, nodes: str | None) -> Sys
     if wafer is not None and nodes is not None:
         raise ValueError(f"--nodes is {shown(nodes)}: it may only be given with --system")
     if wafer is not None:
-        return wafer_of(wafer)
+        return wafers.NAMES[choice("--wafer", wafer, wafers.NAMES)]
     node = chips.NAMES[choice("--system", str(system), chips.NAMES)]
     return chips.cluster(node, 1 if nodes is None else whole("--nodes", nodes, high=MOST_NODES))
