@@ -8,7 +8,8 @@ import typer
 from watos_jax.baselines import comparison
 from watos_jax.cli.options import AsJson, Model, SequenceLength
 from watos_jax.cli.runtime import CompileClock, prepare, progress
-from watos_jax.cli.values import hardware_of, model_of, one_line, whole
+from watos_jax.cli.values import choice, model_of, one_line, whole
+from watos_jax.presets import wafers
 from watos_jax.report.comparison import comparison_record, comparison_view
 
 
@@ -33,7 +34,7 @@ def compare(
     prepare()
     if wafer is None:
         raise ValueError("--wafer is missing: it must be a wafer such as watos-config-3")
-    machine = hardware_of(wafer, None, None)
+    machine = wafers.NAMES[choice("--wafer", wafer, wafers.NAMES)]
     batch = whole("--global-batch-size", global_batch_size)
     transformer = model_of(model, sequence_length)
     with progress(f"comparing {model}") as report, CompileClock() as clock:
