@@ -94,7 +94,11 @@ def exhaustive(
 def test_codesign_equals_an_exhaustive_scan_of_a_small_lattice(seed, name):
     budget, objective = small_budget(seed), OBJECTIVES[name]
     best, _, evaluated = exhaustive(budget, MODEL, OPTIONS, objective)
-    design = codesign(MODEL, budget, options=OPTIONS, objective=objective)
+    design = codesign(MODEL, budget, options=OPTIONS, objective=objective, gap=0.0)
+    if design.certificate is not None:
+        assert design.certificate.lower_bound <= best * (1 + 1e-6)
+        assert design.certificate.gap <= 1e-6
+    assert (design.certificate is not None) == (name == "tokens-per-second")
     assert evaluated > 10_000
     assert np.isfinite(best)
     assert design.value == pytest.approx(best, rel=1e-3)

@@ -8,7 +8,7 @@ import typer
 
 from watos_jax.cli.options import AsJson, Model, SequenceLength
 from watos_jax.cli.runtime import CompileClock, prepare, progress
-from watos_jax.cli.values import choice, model_of, one_line, whole
+from watos_jax.cli.values import choice, model_of, number, one_line, whole
 from watos_jax.presets import budgets
 from watos_jax.presets import prices as price_lists
 from watos_jax.report.records import design_record
@@ -30,6 +30,12 @@ def codesign(
     shadow_prices: Annotated[
         bool, typer.Option("--shadow-prices", help="Also say what more of each limit and constant is worth.")
     ] = False,
+    gap: Annotated[str, typer.Option(metavar="SHARE", help="Proven gap at which to stop; 0 finds the best design.")] = (
+        f"{search.GAP:g}"
+    ),
+    time_limit: Annotated[str, typer.Option(metavar="SECONDS", help="When to stop proving, whatever the gap.")] = (
+        f"{search.TIME_LIMIT:g}"
+    ),
     global_batch_size: Annotated[str, typer.Option(metavar="N", help="Sequences per optimizer step.")] = "512",
     sequence_length: SequenceLength = None,
     as_json: AsJson = False,
@@ -38,13 +44,15 @@ def codesign(
 
     Looks for the pair that trains the model fastest (with --objective, with the least energy or money): die grid,
     die size, cores, SRAM, memory stacks, die-to-die bandwidth and clock within the budget, with every strategy that
-    tiles the dies. No accelerator is needed. The first run compiles, for about a minute, which is kept for later
-    runs.
+    tiles the dies. For tokens per second it then proves how far the design is from the best there is: the proof ends
+    at --gap or --time-limit, and may find a better design. No accelerator is needed. The first run compiles, for
+    about a minute, which is kept for later runs.
 
     \b
       watos codesign llama3-70b
       watos codesign llama3-70b --objective tokens-per-dollar --prices ttm-n7
       watos codesign llama3-70b --shadow-prices
+      watos codesign llama3-70b --gap 0
       watos codesign mixtral-8x7b --budget dense-198 --global-batch-size 1024
       watos codesign path/to/config.json --sequence-length 4096 --json > design.json
 
@@ -55,11 +63,14 @@ def codesign(
     batch = whole("--global-batch-size", global_batch_size)
     goal = OBJECTIVES[choice("--objective", objective, OBJECTIVES)]
     goal = replace(goal, prices=price_lists.NAMES[choice("--prices", prices, price_lists.NAMES)])
+    most, seconds = number("--gap", gap, high=1e6), number("--time-limit", time_limit, high=1e6)
     chosen = budgets.NAMES[choice("--budget", budget, budgets.NAMES)]
     transformer = model_of(model, sequence_length)
     options = replace(search.OPTIONS, global_batch_size=batch)
     with progress(f"designing a wafer for {model}") as report, CompileClock() as clock:
-        design = search.codesign(transformer, chosen, options=options, objective=goal, progress=report)
+        design = search.codesign(
+            transformer, chosen, options=options, objective=goal, gap=most, time_limit=seconds, progress=report
+        )
         if shadow_prices:
             report("shadow prices", 0.0)
         worth = shadow.shadow_prices(design, transformer, chosen) if shadow_prices else None

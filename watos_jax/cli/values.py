@@ -45,6 +45,22 @@ def whole(option: str, value: str, *, low: int = 1, high: int = LARGEST) -> int:
     raise ValueError(f"{option} is {shown(value)}: it must be a whole number from {low:,} to {high:,}")
 
 
+def number(option: str, value: str, *, high: float) -> float:
+    """Read a decimal number from 0 on.
+
+    Args:
+        option: as the user spells it, for the message.
+        value: what the user wrote.
+        high: largest number allowed.
+
+    Raises:
+        ValueError: it is not a decimal number, or out of range.
+    """
+    if re.fullmatch(r"[+]?([0-9]{1,20}[.]?[0-9]{0,20}|[.][0-9]{1,20})(e-?[0-9]{1,2})?", value) and float(value) <= high:
+        return float(value)
+    raise ValueError(f"{option} is {shown(value)}: it must be a number from 0 to {high:,.0f}")
+
+
 def choice(option: str, value: str, names: Iterable[str], *, otherwise: str = "") -> str:
     """Read one of several names; for presets, case does not matter and `_` is read as `-`.
 

@@ -144,6 +144,9 @@ def design_record(design: Design, prices: ShadowPrices | None = None) -> Plain:
         "objective": {"weights": weights, "value": design.value, "relaxed_value": design.relaxed_value},
         "relaxed_step_time": design.relaxed_value if weights == {"time": 1.0, "energy": 0.0, "cost": 0.0} else None,
         "rounding_gap": plain(design.rounding_gap),
+        "certificate": None
+        if design.certificate is None
+        else plain(vars(design.certificate) | {"gap": design.certificate.gap}),
         "prices": None if prices is None else plain(vars(prices)),
         "at_bound": design.at_bound,
         "evaluations": design.evaluations,

@@ -184,6 +184,7 @@ def search_table(record: Mapping[str, Any]) -> Table:
         "objective": f"{record['objective']['value']:.6g}",
         "relaxed objective": f"{record['objective']['relaxed_value']:.6g}",
         "rounding gap": percent(record["rounding_gap"]),
+        **_proven(record["certificate"]),
         "at an end of the budget": ", ".join(name.replace("_", " ") for name in record["at_bound"]) or "nothing",
         "discrete choices": f"{record['candidates']:,}",
         "lattice points of each": f"{record['lattice_points']:.2g}",
@@ -192,6 +193,16 @@ def search_table(record: Mapping[str, Any]) -> Table:
         "of it compilation": seconds(record["compile_time"]),
     }
     return pairs("Search", rows)
+
+
+def _proven(certificate: Mapping[str, Any] | None) -> dict[str, str]:
+    if certificate is None:
+        return {"proven gap": "none for this objective"}
+    visited, boxes = f"{certificate['strategies_visited']:,}", f"{certificate['boxes']:,}"
+    return {
+        "no design is faster than": seconds(certificate["lower_bound"]),
+        "proven gap": f"{percent(certificate['gap'])} ({visited} strategies in {boxes} boxes)",
+    }
 
 
 def cost_table(record: Mapping[str, Any]) -> Table:
