@@ -81,7 +81,9 @@ def test_a_row_becomes_the_run_it_describes():
     ("change", "reason"),
     [
         ({"chip": "TPUv4"}, "chip without a preset: TPUv4"),
-        ({"precision": "fp8"}, "precision below 16 bits"),
+        ({"precision": "fp8"}, "precision that A100 does not multiply in"),
+        ({"precision": "fp4", "chip": "H100"}, "precision that H100 does not multiply in"),
+        ({"chip": "H100-96GB-HBM2e-500W"}, "chip without a preset"),
         ({"precision": ""}, "precision blank"),
         ({"tp": ""}, "tp blank"),
         ({"tp": "nan"}, "tp blank"),
@@ -100,6 +102,25 @@ def test_what_cannot_be_represented_is_skipped_with_its_reason(change, reason, t
     runs, skipped = measured.read(write(tmp_path / "rows.csv", [ROW, ROW | change]))
     assert len(runs) == 1
     assert sum(skipped.values()) == 1 and next(iter(skipped)).startswith(reason)
+
+
+def test_narrow_products_are_read():
+    run = measured.run_of(ROW | {"chip": "H100", "precision": "FP8-MX"}, "7")
+    assert run.system.precision.operand_bytes == 1.0
+    assert measured.run_of(ROW, "7").system.precision.operand_bytes == 2.0
+
+
+def test_a_mixture_is_its_published_model_with_the_layers_of_the_row():
+    row = ROW | {"model": "DeepSeekV3 proxy L4", "moe_experts": "256", "moe_topk": "8", "hidden": "7168", "layers": "4"}
+    run = measured.run_of(
+        row | {"chip": "B200", "tp": "1", "ep": "4", "dp": "4", "recompute": "none", "vocab": "129280"}, "7"
+    )
+    assert (float(run.model.num_layers), float(run.model.num_dense_layers)) == (4, 1)
+    assert float(run.model.moe_ffn_hidden_size) == 2048 and float(run.strategy.expert_parallel) == 4
+    whole = measured.published("DeepSeek-V3", 61.0, 4096.0)
+    assert float(whole.num_dense_layers) == 3
+    with pytest.raises(measured.Skip, match="model without a preset"):
+        measured.published("Grok", 64.0, 8192.0)
 
 
 def test_sharded_weights_and_overlap_are_read():

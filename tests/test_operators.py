@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from watos_jax.hardware import Core, Die, Efficiency, Memory
+from watos_jax.hardware import Core, Die, Efficiency, Memory, Precision
 from watos_jax.operators.layer import Pieces, pieces, recomputed
 from watos_jax.operators.roofline import attention_cost, elementwise_times, matmul_cost
 from watos_jax.presets import models, wafers
 from watos_jax.relax import HARD, Smooth
 from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy
-from watos_jax.workload import Attention, Elementwise, Matmuls, attention, elementwise, matmuls
+from watos_jax.workload import MATMULS, Attention, Elementwise, Matmuls, attention, elementwise, matmuls
 
 EXACT = 2e-6  # relative; loose enough for float32
 IDEAL = Efficiency()
@@ -223,6 +223,31 @@ def test_attention_curve_by_hand():
     ideal = one(core_cost(DIE, IDEAL, shape, HARD)).forward
     real = Efficiency(attention_overhead=0.5, attention_rows=8192, launch_time=ideal)
     assert one(core_cost(DIE, real, shape, HARD)).forward == pytest.approx(2.5 * ideal, rel=EXACT)
+
+
+# ---- narrow numbers
+
+
+def test_narrow_products_by_hand():
+    shapes = matmuls(models.NAMES["mixtral-8x7b"], Strategy())
+    wide, same, narrow = (
+        products(DIE, IDEAL, shapes, 4.0, HARD, precision) for precision in (None, Precision(2.0), Precision(1.0))
+    )
+    for field in fields(wide):
+        np.testing.assert_allclose(getattr(same, field.name), getattr(wide, field.name), rtol=EXACT)
+    kept = np.array([name in ("router", "head") for name in MATMULS])
+    np.testing.assert_allclose(narrow.forward[kept], wide.forward[kept], rtol=EXACT)
+    # products that compute binds: half of it, and four bytes per element of the input, then of the gradient
+    rows, cols, depth, count = (np.asarray(x) for x in (shapes.rows, shapes.cols, shapes.depth, shapes.count))
+    compute = 2 * rows * cols * depth * count / float(DIE.flop_rate)
+    chosen = ~kept & (rows > 0) & np.isclose(np.asarray(wide.forward), compute, rtol=1e-4)
+    chosen &= np.asarray(wide.backward_bytes) / 100e9 < compute / 2
+    assert chosen.sum() >= 3
+    cast = 4 * rows * count / 100e9
+    np.testing.assert_allclose(np.asarray(narrow.forward)[chosen], (compute / 2 + cast * depth)[chosen], rtol=EXACT)
+    np.testing.assert_allclose(
+        np.asarray(narrow.backward - narrow.forward)[chosen], (compute / 2 + cast * (cols - depth))[chosen], rtol=1e-5
+    )
 
 
 # ---- element-wise operators

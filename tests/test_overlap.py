@@ -176,3 +176,19 @@ def test_gradients_are_finite_and_of_the_right_sign(relax):
 def test_shares_beyond_one_are_refused():
     with pytest.raises(ValueError, match=r"Overlap\.independent is 1\.5: it must be at least 0, at most 1"):
         Overlap(1.5)
+
+
+# ---- the context ring
+
+
+def test_the_context_ring_hides_behind_the_core_of_all_parts_but_the_last():
+    strategy = Strategy(context_parallel=4, global_batch_size=4, optimizer_sharding=0)
+    slow = replace(NODES, tiers=tuple(replace(tier, link=replace(tier.link, bandwidth=2e9)) for tier in NODES.tiers))
+    alone, beside = (
+        estimate(replace(slow, overlap=overlap), MODEL, strategy).breakdown for overlap in (None, Overlap())
+    )
+    assert float(alone["context_parallel"]) > float(alone["attention"])
+    hidden = 3 / 4 * float(alone["attention"])
+    assert float(alone["context_parallel"] - beside["context_parallel"]) == pytest.approx(hidden, rel=1e-4)
+    quick = estimate(replace(NODES, overlap=Overlap()), MODEL, strategy).breakdown
+    assert float(quick["context_parallel"]) <= 1e-3 * float(quick["attention"])

@@ -18,6 +18,7 @@ from watos_jax.hardware import Knobs as Knobs
 from watos_jax.hardware import Link as Link
 from watos_jax.hardware import Memory as Memory
 from watos_jax.hardware import Overlap as Overlap
+from watos_jax.hardware import Precision as Precision
 from watos_jax.hardware import System as System
 from watos_jax.hardware import Technology as Technology
 from watos_jax.hardware import Tier as Tier

@@ -7,6 +7,7 @@ Errors are quoted on rows whose configuration was left out of the fit.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -166,7 +167,7 @@ def _to_record(values: Array | np.ndarray, fields: tuple[int, ...]) -> Efficienc
 @partial(jax.jit, static_argnames="step_time")
 def _step_times(efficiency: Efficiency, stacked: Stacked, step_time: StepTime) -> Float[Array, " rows"]:
     def one(system: System, model: Transformer, strategy: Strategy, layout: Layout) -> Scalar:
-        machine = System(system.die, system.tiers, system.technology, efficiency, system.overlap)
+        machine = replace(system, efficiency=efficiency)
         return step_time(machine, model, strategy, layout)
 
     return jax.vmap(one)(*stacked)

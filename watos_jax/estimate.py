@@ -182,7 +182,8 @@ def _estimate(
     traffic, sizes = elementwise(model, strategy), messages(model, strategy)
     shapes, scores = matmuls(model, strategy), attention(model, strategy)
     products = fence(
-        matmul_cost(system.die, system.efficiency, shapes, strategy.gradient_bytes, relax), system.die.core.clock
+        matmul_cost(system.die, system.efficiency, shapes, strategy.gradient_bytes, relax, system.precision),
+        system.die.core.clock,
     )
     core = attention_cost(system.die, system.efficiency, scores, relax)
     seconds = elementwise_times(system.die, system.efficiency, traffic, relax)

@@ -213,12 +213,29 @@ class Efficiency(eqx.Module):
         check_range("Efficiency", {name: getattr(self, name) for name in self.__dataclass_fields__})
 
 
+class Precision(eqx.Module):
+    """Width of the numbers that the matrix products of the layers multiply.
+
+    Router, LM head and attention cores stay at 16 bits, and so do messages and what is kept for the backward pass.
+
+    Attributes:
+        operand_bytes: bytes per operand, 0.5 to 2; a core multiplies `2 / operand_bytes` times as many per clock as in
+            16 bits. Below 2, every product reads its 16-bit input and writes it in the narrow format, as it is and
+            transposed for the backward pass.
+    """
+
+    operand_bytes: Leaf = eqx.field(converter=as_leaf, default=2.0)
+
+    def __check_init__(self) -> None:
+        check_range("Precision", {"operand_bytes": self.operand_bytes}, low=0.5, high=2.0)
+
+
 class Overlap(eqx.Module):
     """How much communication a machine and its software run beside computation.
 
     Attributes:
         independent: share of the computation that communication without an operator waiting for it may hide behind, 0
-            to 1: gathering of sharded weights, reduction of gradients, sends between stages.
+            to 1: gathering of sharded weights, reduction of gradients, sends between stages, the context ring.
         tensor: share of a block's products that its own tensor collective may hide behind, 0 to 1.
     """
 
@@ -259,6 +276,7 @@ class System(eqx.Module):
         technology: energy constants.
         efficiency: distance of the real machine from its roofline.
         overlap: communication beside computation; None where there is none.
+        precision: width of the numbers that the layers' products multiply; None is 16 bits.
     """
 
     die: Die
@@ -266,6 +284,7 @@ class System(eqx.Module):
     technology: Technology
     efficiency: Efficiency = Efficiency()
     overlap: Overlap | None = None
+    precision: Precision | None = None
 
     @property
     def num_dies(self) -> Leaf:
@@ -294,6 +313,7 @@ class Wafer(eqx.Module):
         power_density_limit: W per m2 of die.
         efficiency: distance of the real machine from its roofline.
         overlap: communication beside computation; None where there is none.
+        precision: width of the numbers that the layers' products multiply; None is 16 bits.
         packing: "strict" (a grid of tiles inside the window) or "area" (sum of areas only).
     """
 
@@ -311,6 +331,7 @@ class Wafer(eqx.Module):
     power_density_limit: Leaf = eqx.field(converter=as_leaf, default=1.0e6)
     efficiency: Efficiency = Efficiency()
     overlap: Overlap | None = None
+    precision: Precision | None = None
     packing: str = eqx.field(static=True, default="strict")
 
     def __check_init__(self) -> None:
@@ -337,7 +358,7 @@ class Wafer(eqx.Module):
     def system(self) -> System:
         """The wafer as the engine sees it: one mesh tier."""
         mesh = Tier(rows=self.die_rows, cols=self.die_cols, link=self.d2d, fabric="mesh")
-        return System(self.die, (mesh,), self.technology, self.efficiency, self.overlap)
+        return System(self.die, (mesh,), self.technology, self.efficiency, self.overlap, self.precision)
 
 
 class Knobs(eqx.Module):

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from watos_jax.hardware import Overlap, System
+from watos_jax.hardware import Overlap, Precision, System
 from watos_jax.model import Transformer
 from watos_jax.network.layout import fits
 from watos_jax.presets import chips, models
@@ -31,6 +31,8 @@ CHIPS: Final[dict[str, System]] = {
     "CS-2": chips.CS2,
 }
 """Node of each chip that rows are modelled on, by the first word of the `chip` column (a CS-2: by its name in it)."""
+OTHER_BOARDS: Final = {"PCIe", "96GB"}
+"""Words of the `chip` column that name another board than that of the node: other memory, links or power limit."""
 FAMILY_VOCABULARIES: Final = {"GPT": "50257", "BERT": "30522"}
 """Vocabulary of models whose rows print none, by text in the `model` column: byte pairs of GPT-2 and GPT-3 (Radford et
 al., 2019; Brown et al., 2020), word pieces of BERT (Devlin et al., 2019)."""
@@ -53,6 +55,10 @@ TENSOR_OVERLAP_SOURCES: Final = ("MegaScale",)
 """Sources that state that tensor collectives run beside the products next to them (arXiv 2402.15627, section 3.2)."""
 
 
+NARROW_BYTES: Final = {"fp8": 1.0, "fp4": 0.5}
+"""Bytes per operand of the layers' products, by text in the `precision` column."""
+NARROWEST: Final = {"H100": 1.0, "B200": 0.5, "B300": 0.5}
+"""Least bytes per operand that each chip multiplies; 2 if it is not here."""
 SHARDING: Final = {"": 0, "0": 0, "1": 1, "1 (all DP)": 1, "2": 2, "SHARD_GRAD_OP": 2} | dict.fromkeys(
     ("3", "FSDP", "FSDP2"), 3
 )
@@ -141,13 +147,13 @@ def run_of(row: Mapping[str, str], line: str) -> Run:
         Skip: the row cannot be represented; the message says why.
     """
     chip = _chip(row)
-    _check_precision(row["precision"])
+    precision = _precision(row["precision"], chip)
     if chip == "CS-2":
         row = _completed(row)
     model = _model(row)
     strategy = _strategy(row, model)
     overlap = Overlap(float(_is_of(row, OVERLAP_SOURCES)), float(_is_of(row, TENSOR_OVERLAP_SOURCES)))
-    system = replace(_system(CHIPS[chip], _number(row, "n_chips")), overlap=overlap)
+    system = replace(_system(CHIPS[chip], _number(row, "n_chips")), overlap=overlap, precision=precision)
     reason = violation(model, strategy) or fits(system, strategy)
     if reason is not None:
         raise Skip(f"illegal: {reason.split(' is ')[0]}")
@@ -184,17 +190,21 @@ def _chip(row: Mapping[str, str]) -> str:
     if "CS-2" in row["chip"]:
         return "CS-2"
     words = row["chip"].replace("-", " ").split()
-    if not words or words[0] not in CHIPS:
+    if not words or words[0] not in CHIPS or OTHER_BOARDS.intersection(words):
         raise Skip(f"chip without a preset: {row['chip'] or 'blank'}")
     return words[0]
 
 
-def _check_precision(precision: str) -> None:
-    lowered = precision.lower()
-    if any(name in lowered for name in ("fp8", "fp4", "int8")):
-        raise Skip("precision below 16 bits")
+def _precision(text: str, chip: str) -> Precision:
+    lowered = text.lower()
+    narrow = next((size for name, size in NARROW_BYTES.items() if name in lowered), None)
+    if narrow is not None:
+        if narrow < NARROWEST.get(chip, 2.0):
+            raise Skip(f"precision that {chip} does not multiply in")
+        return Precision(narrow)
     if not any(name in lowered for name in ("bf16", "fp16", "16-bit")):
         raise Skip("precision blank")
+    return Precision(2.0)
 
 
 def published(name: str, num_layers: float, sequence_length: float) -> Transformer:

@@ -6,11 +6,12 @@ from the schedule:
 
 * a tensor collective: the products of its own block, in chunks (`Overlap.tensor`; `independent` is all else below);
 * gathering a layer's sharded weights: the operators of the layer before; scattering their gradients: of the one after;
+* the context ring: the attention core, of all parts but the last, whose keys and values came before;
 * sends between stages, but in fill and drain: the operators of another micro-batch;
 * reduction of gradients: the backward pass of the last micro-batch, but for the layer that it ends with; gathering of
   updated weights: the forward pass of the first one.
 
-Context and expert collectives are always exposed. Communication hides behind operators alone, never behind other
+Expert collectives are always exposed. Communication hides behind operators alone, never behind other
 communication: links are shared.
 """
 
@@ -98,19 +99,20 @@ def stage_times(
     ahead_tensor = _tensor_waits(collective.tensor, forward, overlap, relax)
     back_tensor = _tensor_waits(again * collective.tensor, backward, overlap, relax)
     dispatch = Additive(0.0, 2.0 * collective.expert)
-    context = Additive(collective.context, collective.context)
-    waits = ahead_tensor + context
+    share = None if overlap is None else overlap.independent
+    context, context_back = _context_waits(collective.context, forward.core, backward.core, strategy, share, relax)
+    waits = ahead_tensor + Additive(context, context)
     repeated = Additive(*recomputed(forward, (waits.dense, waits.mixture), collective.expert, strategy))
     operators_again = Additive(*recomputed(forward, (0.0, 0.0), 0.0, strategy))
     ahead = Additive(*forward.layer, last=forward.head)
     back = Additive(*backward.layer, last=backward.head) + operators_again
-    share = None if overlap is None else overlap.independent
     ahead_weights, back_weights = (
         jax.tree.map(lambda wait, work: exposed(wait, share, work, relax), wait, work)
         for wait, work in zip(weights, (ahead, back), strict=True)
     )
     ahead_all = ahead + waits + dispatch + ahead_weights + Additive(0.0, 0.0, last=sends.wrap)
-    back_all = Additive(*backward.layer, last=backward.head) + back_tensor + context * 2.0 + dispatch + repeated
+    back_all = Additive(*backward.layer, last=backward.head) + back_tensor + dispatch + repeated
+    back_all = back_all + Additive(context_back, context_back)
     back_all = back_all + back_weights + Additive(0.0, 0.0, first=sends.wrap)
     ahead_all, all_both = fence((ahead_all, ahead_all + back_all), strategy.pipeline_parallel)
     sent, sent_both = sends.ahead, sends.both
@@ -138,11 +140,24 @@ def stage_times(
             "elementwise": held.sum(Additive(*operators.elementwise)),
             "recompute": held.sum(repeated),
             "tensor_parallel": held.sum(ahead_tensor + back_tensor),
-            "context_parallel": every * 3.0 * collective.context,
+            "context_parallel": every * (context + context_back),
             "expert_parallel": held.mixture * 4.0 * collective.expert,
             "pipeline_parallel": sent_both + held.sum(Additive(0.0, 0.0, first=sends.wrap, last=sends.wrap)),
             "data_parallel": held.sum(ahead_weights + back_weights),
         },
+    )
+
+
+def _context_waits(
+    ring: Scalar, forward: Scalar, backward: Scalar, strategy: Strategy, share: Scalar | None, relax: Relaxation
+) -> tuple[Scalar, Scalar]:
+    # what a layer waits for keys and values, forward, and for them and their gradients, backward
+    if share is None:
+        return ring, 2.0 * ring
+    but_last = 1.0 - 1.0 / strategy.context_parallel
+    return (
+        exposed(ring, share, forward * but_last, relax),
+        exposed(2.0 * ring, share, backward * but_last, relax),
     )
 
 

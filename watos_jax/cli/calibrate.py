@@ -20,7 +20,12 @@ UNITS: Final = {"matmul_rows": "tokens", "matmul_cols": "columns", "attention_ro
 def calibrate(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A CSV file of measured training runs.")],
     chip: Annotated[str, typer.Option(metavar="CHIP", help="Rows of this chip: A100, H100, B200, B300 or CS-2.")],
-    source: Annotated[str, typer.Option(metavar="TEXT", help="Only rows whose source contains this text.")] = "",
+    source: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", help="Only rows whose source contains this text, or one of several between commas."
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> Any:
     """Fit the efficiency of a chip to measured step times, by gradient.
@@ -38,7 +43,8 @@ def calibrate(
 
     name = choice("--chip", chip, measured.CHIPS, otherwise="a chip of the table `watos presets systems`")
     runs, skipped = measured.read(file)
-    chosen = [run for run in runs if run.chip == name and source.lower() in run.source.lower()]
+    texts = [text.strip().lower() for text in source.split(",")]
+    chosen = [run for run in runs if run.chip == name and any(text in run.source.lower() for text in texts)]
     with jax.enable_x64(True), progress(f"fitting {name}"):
         step_time, start = execution(name)
         found = fit(chosen, start=start, step_time=step_time)

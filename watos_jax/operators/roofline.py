@@ -20,18 +20,22 @@ from typing import Final
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from watos_jax.hardware import Die, Efficiency
+from watos_jax.hardware import Die, Efficiency, Precision
 from watos_jax.relax import Relaxation
 from watos_jax.units import Scalar
-from watos_jax.workload import ELEMENT_BYTES, Attention, Elementwise, Matmuls
+from watos_jax.workload import ELEMENT_BYTES, MATMULS, Attention, Elementwise, Matmuls
 
 SCORE_BYTES: Final = 12.0
 """DRAM bytes per attention score of a materialised forward pass: product writes 2, softmax reads 2 and writes 2,
 dropout reads 2 and writes 2, product with the values reads 2."""
 SCORE_KERNELS: Final = 4.0
 """Kernels of a materialised forward pass, the same four; a flash kernel is one. The backward pass has twice as many."""
+
+
+_NARROW: Final = np.array([name not in ("router", "head") for name in MATMULS])
 
 
 class OperatorCost(eqx.Module):
@@ -55,7 +59,12 @@ class OperatorCost(eqx.Module):
 
 
 def matmul_cost(
-    die: Die, efficiency: Efficiency, shapes: Matmuls, gradient_bytes: Scalar, relax: Relaxation
+    die: Die,
+    efficiency: Efficiency,
+    shapes: Matmuls,
+    gradient_bytes: Scalar,
+    relax: Relaxation,
+    precision: Precision | None = None,
 ) -> OperatorCost:
     """Cost of every product of a micro-batch: forward, then input gradient and weight gradient.
 
@@ -69,6 +78,7 @@ def matmul_cost(
         shapes: the products.
         gradient_bytes: bytes of an accumulated gradient element.
         relax: hard or smooth.
+        precision: of the layers' products, which are then those of `MATMULS`; None is 16 bits.
 
     Returns:
         One entry per product, shape (ops,).
@@ -84,6 +94,12 @@ def matmul_cost(
     moved = ELEMENT_BYTES * relax.maximum(compulsory, tiled)
     accumulated = 2.0 * gradient_bytes * weights
     per_byte = _time_per_dram_byte(die, efficiency)
+    if precision is None:
+        cast: Scalar | Array = 0.0
+    else:
+        narrow = jnp.where(_NARROW, precision.operand_bytes, ELEMENT_BYTES)
+        compute = compute * narrow / ELEMENT_BYTES
+        cast = jnp.where(narrow < ELEMENT_BYTES, ELEMENT_BYTES + 2.0 * narrow, 0.0) * rows * count * per_byte
     noc_rate = die.core.noc_bytes_per_clock * die.core.clock
     inputs, weighted, results = (
         size * (ELEMENT_BYTES / noc_rate) for size in (count * rows * depth, weights, count * rows * cols)
@@ -94,8 +110,8 @@ def matmul_cost(
         streamed = relax.maximum(by_rows / die.core_rows, by_cols / die.core_cols)
         return relax.maximum(relax.maximum(busy, streamed), moved * per_byte)
 
-    forward = time(inputs, weighted, moved)
-    input_gradient = time(results, weighted, moved)
+    forward = time(inputs, weighted, moved) + cast * depth
+    input_gradient = time(results, weighted, moved) + cast * cols
     weight_gradient = time(inputs, results, moved + accumulated)
     return OperatorCost(
         forward=forward,

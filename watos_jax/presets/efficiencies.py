@@ -1,7 +1,8 @@
 """Efficiency of real machines and their software, fitted to measured training runs.
 
 Each constant was fitted by `watos calibrate FILE --chip CHIP --source TEXT` to rows of one chip and one family of
-software; `of` says which rows are predicted with which. Runs of Korthikanti et al. (arXiv 2205.05198) entered no fit.
+software (docs/accuracy.md has the texts); `of` says which rows are predicted with which. Runs of Korthikanti et al.
+(arXiv 2205.05198) entered no fit.
 """
 
 from typing import Final
@@ -24,14 +25,14 @@ Narayanan et al. (SC 2021), the Megatron-LM README tables and the InternEvo perf
 
 A100_VTRAIN: Final = Efficiency(
     matmul_overhead=0.0774,
-    matmul_rows=2.27,
+    matmul_rows=2.28,
     matmul_cols=303,
     attention_overhead=1,
     attention_rows=100,
     memory_overhead=0.251,
     launch_time=6.49e-05,
     collective_latency=1.14e-05,
-    network_overhead=0.374,
+    network_overhead=0.373,
 )
 """Megatron-DeepSpeed on A100, small models included: held up by kernel launches: fitted to
 the vTrain artifact (Bang et al., MICRO 2024), 1,032 runs."""
@@ -51,32 +52,32 @@ A100_BLOOM: Final = Efficiency(
 the BigScience chronicles, 64 runs."""
 
 H100_NEMO: Final = Efficiency(
-    matmul_overhead=0.149,
-    matmul_rows=95.8,
-    matmul_cols=206,
-    attention_overhead=3.09,
-    attention_rows=99.1,
-    memory_overhead=0.222,
+    matmul_overhead=0.0242,
+    matmul_rows=488,
+    matmul_cols=640,
+    attention_overhead=2.89,
+    attention_rows=83.5,
+    memory_overhead=0.0366,
     launch_time=5e-06,
-    collective_latency=2.58e-05,
-    network_overhead=0.313,
+    collective_latency=5.95e-05,
+    network_overhead=0.0291,
 )
-"""NeMo (Megatron-Core, Transformer Engine) on H100, bf16: fitted to
-NVIDIA DGX Cloud benchmarking recipes, 53 runs."""
+"""NeMo (Megatron-Core, Transformer Engine) on H100, 16 and 8 bits: fitted to
+NVIDIA DGX Cloud benchmarking recipes, 105 runs."""
 
 B200_MEGATRON: Final = Efficiency(
-    matmul_overhead=1.1,
-    matmul_rows=99,
-    matmul_cols=237,
-    attention_overhead=0.815,
-    attention_rows=99.6,
-    memory_overhead=1.3,
-    launch_time=5.61e-05,
-    collective_latency=2.39e-05,
-    network_overhead=0.514,
+    matmul_overhead=0.979,
+    matmul_rows=70.1,
+    matmul_cols=309,
+    attention_overhead=3.37,
+    attention_rows=102,
+    memory_overhead=0.785,
+    launch_time=1.25e-05,
+    collective_latency=6.97e-05,
+    network_overhead=1.38,
 )
-"""Megatron-LM with Transformer Engine on B200, bf16, no overlap: fitted to
-SimuMax v1.2 formal results, 12 runs."""
+"""Megatron-LM with Transformer Engine on B200, bf16, no overlap, dense models and mixtures: fitted to
+SimuMax v1.2 formal results, 24 runs."""
 
 CS2_MODEL_ZOO: Final = Efficiency(
     matmul_overhead=1.43,
@@ -101,17 +102,17 @@ A100_FSDP: Final = Efficiency(
 the llm-foundry benchmarking tables (MosaicML), 43 runs."""
 
 H100_FSDP: Final = Efficiency(
-    matmul_overhead=0.325,
-    matmul_rows=2.16e03,
-    matmul_cols=827,
-    attention_overhead=4.45,
+    matmul_overhead=0.323,
+    matmul_rows=2.19e03,
+    matmul_cols=669,
+    attention_overhead=4.55,
     attention_rows=101,
-    memory_overhead=0.475,
+    memory_overhead=0.828,
     launch_time=5e-06,
     collective_latency=2.01e-05,
-    network_overhead=3.76,
+    network_overhead=3.77,
 )
-"""The same on H100, bf16, 32 runs."""
+"""The same on H100, 16 and 8 bits, 35 runs."""
 
 FSDP_SOURCES: Final = ("llm-foundry", "fms-fsdp", "torchtitan")
 """Sources that train with PyTorch FSDP; only rows of the first entered a fit."""
