@@ -29,6 +29,7 @@ from watos_jax.relax import HARD as HARD
 from watos_jax.relax import Hard as Hard
 from watos_jax.relax import Relaxation as Relaxation
 from watos_jax.relax import Smooth as Smooth
+from watos_jax.search.certificate import Certificate as Certificate
 from watos_jax.search.codesign import Design as Design
 from watos_jax.search.codesign import Infeasible as Infeasible
 from watos_jax.search.codesign import codesign as codesign
