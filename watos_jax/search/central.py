@@ -3,11 +3,11 @@
 All (tensor rectangle, pipeline, data, context, expert) layouts that tile the mesh, times micro-batches, sharding and
 interleaving, each with its best levels of recomputation three ways: one level for all stages (`uniform`), the best
 level of each stage in its own memory (`local`), and with memory shared (`shared`, GCMR). Strategies are ranked by the
-quickest of the three; the first ones are solved again exactly and estimated at their levels.
+quickest of the three; the first ones are solved again exactly, placed on the mesh, and scored with real distances.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,50 +16,35 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from watos_jax.batch import map_chunks
-from watos_jax.estimate import ROUNDING, Estimate, estimate
+from watos_jax.estimate import ROUNDING
 from watos_jax.hardware import System, Wafer
 from watos_jax.model import Transformer
 from watos_jax.pipeline import step_time
 from watos_jax.recompute import Sharing, least_slowest, least_step, near_least_sum
+from watos_jax.search.placed import Placed, placed
 from watos_jax.search.plan import every_option
 from watos_jax.search.sharing import Levels, held_bytes, levels_of, shared_step_time, unshared
 from watos_jax.search.space import Options, StrategySpace, strategies
 from watos_jax.strategy import Layout, Strategy
-from watos_jax.units import PerStage, Scalar
 
 WAYS: Final = ("uniform", "local", "shared")
 """Ways of settling recomputation, each at least as quick as the one before."""
 EXACT: Final = 20
 """Strategies that are solved again exactly."""
+PLACED: Final = 3
+"""Strategies that are placed on the mesh beside those asked for."""
 CHUNK: Final = 256
 """Strategies estimated at once, each at every level."""
 CHUNKS_PER_CALL: Final = 32
 """Chunks that a device works through per call, where there are as many."""
 
 
-class Scheduled(eqx.Module):
-    """A strategy with its levels of recomputation and its shared memory.
-
-    Attributes:
-        strategy: `recompute` has one level per stage.
-        layout: its layout.
-        estimate: at these levels; its memory is what each stage needs, more than its own DRAM at senders.
-        step_time: s, with what shipping takes.
-        sent: bytes per die that each stage keeps elsewhere, shape (stages,).
-        held: bytes per die that each stage keeps for others, shape (stages,).
-    """
-
+class _Candidate(NamedTuple):
+    # a strategy with its levels, what each stage sends and could keep, and its step time with neighbours as helpers
+    step_time: float
     strategy: Strategy
-    layout: Layout
-    estimate: Estimate
-    step_time: Scalar
-    sent: PerStage
-    held: PerStage
-
-    @property
-    def tokens_per_second(self) -> Scalar:
-        """Global batch over step time."""
-        return self.estimate.tokens_per_second * self.estimate.step_time / self.step_time
+    sent: Float[np.ndarray, " stages"]
+    room: Float[np.ndarray, " stages"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +59,7 @@ class Schedule:
         pruned: combinations of degrees that were ruled out before, by reason.
     """
 
-    best: tuple[Scheduled, ...]
+    best: tuple[Placed, ...]
     evaluated: int
     feasible: dict[str, int]
     least_step_time: dict[str, float]
@@ -111,10 +96,15 @@ def central(
     calls = CHUNKS_PER_CALL if len(space) > CHUNK * CHUNKS_PER_CALL else 1
     times = map_chunks(_outcome, shared, points, chunk=CHUNK, chunks_per_call=calls)
     order = np.argsort(times[:, -1], kind="stable")[:EXACT]
-    solved = [_solved(system, model, space, int(row)) for row in order if np.isfinite(times[row, -1])]
-    found = sorted((one for one in solved if one is not None), key=lambda one: float(one.step_time))
+    rows = [int(row) for row in order if np.isfinite(times[row, -1])]
+    found = sorted((c for row in rows for c in _solved(system, model, space, row)), key=lambda c: c.step_time)
+    # those that ship may lose by real distances: the best that do not are placed as well
+    chosen = found[: top + PLACED] + [c for c in found[top + PLACED :] if not c.sent.any()][:top]
+    placings = (placed(system, model, c.strategy, c.sent, c.room) for c in chosen)
+    fitting = [one for one in placings if float(one.estimate.margins.get("power", 0.0)) >= -ROUNDING]
+    best = sorted(fitting, key=lambda one: float(one.step_time))
     return Schedule(
-        best=tuple(found[:top]),
+        best=tuple(best[:top]),
         evaluated=len(space),
         feasible={way: int(np.isfinite(times[:, i]).sum()) for i, way in enumerate(WAYS)},
         least_step_time={way: float(times[:, i].min()) for i, way in enumerate(WAYS)},
@@ -147,30 +137,19 @@ def _floats(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), tree)
 
 
-def _solved(system: System | Wafer, model: Transformer, space: StrategySpace, row: int) -> Scheduled | None:
+def _solved(system: System | Wafer, model: Transformer, space: StrategySpace, row: int) -> list[_Candidate]:
+    # the exact answer with memory shared, and the best with nothing shared
     strategy, layout = space.strategy(row), space.layout(row)
     levels = levels_of(*_floats((system, model, strategy, layout)))
-    weight = float(strategy.num_micro_batches * strategy.virtual_stages) - 1.0
-    exact = least_step(levels.given, weight)
+    exact = least_step(levels.given, float(strategy.num_micro_batches * strategy.virtual_stages) - 1.0)
     alone = unshared(levels)
-    answers = [_scheduled(system, model, strategy, layout, levels, exact[0])] if exact is not None else []
-    if bool(alone.fits):
-        answers.append(_scheduled(system, model, strategy, layout, levels, alone))
-    fitting = [one for one in answers if float(one.estimate.margins.get("power", 0.0)) >= -ROUNDING]
-    return min(fitting, key=lambda one: float(one.step_time), default=None)
+    answers = ([exact[0]] if exact is not None else []) + ([alone] if bool(alone.fits) else [])
+    return [_candidate(levels, strategy, taken) for taken in answers]
 
 
-def _scheduled(
-    system: System | Wafer, model: Transformer, strategy: Strategy, layout: Layout, levels: Levels, taken: Sharing
-) -> Scheduled:
+def _candidate(levels: Levels, strategy: Strategy, taken: Sharing) -> _Candidate:
     number = int(strategy.pipeline_parallel)
+    supply = np.asarray(taken.supply[:number], float)
     per_stage = eqx.tree_at(lambda s: s.recompute, strategy, np.asarray(taken.level[:number], float))
-    answer = estimate(system, model, per_stage, layout=layout)
-    return Scheduled(
-        strategy=per_stage,
-        layout=layout,
-        estimate=answer,
-        step_time=shared_step_time(levels, strategy, taken, answer),
-        sent=jnp.maximum(-taken.supply, 0.0)[:number],
-        held=held_bytes(taken)[:number],
-    )
+    step = float(shared_step_time(levels, strategy, taken))
+    return _Candidate(step, per_stage, np.maximum(-supply, 0.0), np.maximum(supply, 0.0))
