@@ -114,11 +114,12 @@ def test_the_answer_fits_the_wafer_and_is_no_worse_than_ranked(answers, eps):
             assert sent.sum() == pytest.approx(held.sum(), rel=1e3 * eps, abs=1.0)
             assert not ((sent > 0) & (held > 0)).any()
             resident = np.asarray(one.estimate.memory[:number]) - sent + held
-            assert (resident <= size * 1e9 * (1 + 1e3 * eps)).all()
+            assert (resident <= size * 1e9 * (1 + 1e-6)).all()
             assert float(one.step_time) >= float(one.estimate.step_time) * (1 - 8 * eps)
             shipped += sent.sum() > 0
         if answer.best:
-            assert float(answer.best[0].step_time) <= answer.least_step_time["shared"] * (1 + 1e3 * eps)
+            # real distances take a little longer than the neighbours that the ranking assumes
+            assert float(answer.best[0].step_time) <= answer.least_step_time["shared"] * 1.001
     assert shipped
 
 

@@ -4,8 +4,8 @@ GCMR settles how much each stage sends and could keep; here bytes find the neare
 least (a transport problem, by linear programming); `nearest_first` is the greedy of WATOS, for comparison.
 
 `shipping_seconds` counts links: all senders ship at once, every die to the like die of the helper, routed as all
-traffic. A sender waits for the worst link that its bytes take, with the load of all others on it, or for its own DRAM; a
-helper for its DRAM.
+traffic. A sender waits for the worst link that its bytes take, with the load of all others on it, or for its own DRAM;
+a helper for its DRAM.
 
 Neglects: hiding behind operators; other traffic at the same time.
 
@@ -127,16 +127,16 @@ def _link_seconds(
     source, target = by_stage[helpers if home else senders], by_stage[senders if home else helpers]
     which = np.broadcast_to(senders[:, None], source.shape)
     weight = np.broadcast_to(each[:, None], source.shape)
-    flows = [np.ravel(part) for part in (source, target, weight, which)]
-    tier = tier_of(network, flows[0], flows[1])
-    steps = flow_hops(network, flows[0], flows[1])
-    seconds = np.zeros(len(devices[0]))
+    source, target, weight, which = (np.ravel(part) for part in (source, target, weight, which))
+    tier, steps, stages = tier_of(network, source, target), flow_hops(network, source, target), devices.shape[1]
+    seconds = np.zeros(stages)
     for number in np.unique(tier):
         here, link = tier == number, system.tiers[number].link
-        loads = loads_by_set(network, int(number), *(part[here] for part in flows), len(seconds))
+        flows = source[here], target[here], weight[here], which[here]
+        loads = loads_by_set(network, int(number), *flows, stages)
         worst = np.where(loads > 0.0, loads.sum(axis=0), 0.0).max(axis=1)
-        far = np.zeros(len(seconds))
-        np.maximum.at(far, flows[3][here], steps[number][here])
+        far = np.zeros(stages)
+        np.maximum.at(far, which[here], steps[number][here])
         per_byte = (1.0 + float(system.efficiency.network_overhead)) / float(link.bandwidth)
         seconds += worst * per_byte + far * float(link.latency)
     return seconds

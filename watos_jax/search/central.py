@@ -23,7 +23,7 @@ from watos_jax.pipeline import step_time
 from watos_jax.recompute import Sharing, least_slowest, least_step, near_least_sum
 from watos_jax.search.placed import Placed, placed
 from watos_jax.search.plan import every_option
-from watos_jax.search.sharing import Levels, held_bytes, levels_of, shared_step_time, unshared
+from watos_jax.search.sharing import Levels, levels_of, shared_step_time, unshared
 from watos_jax.search.space import Options, StrategySpace, strategies
 from watos_jax.strategy import Layout, Strategy
 
@@ -99,8 +99,8 @@ def central(
     rows = [int(row) for row in order if np.isfinite(times[row, -1])]
     found = sorted((c for row in rows for c in _solved(system, model, space, row)), key=lambda c: c.step_time)
     # those that ship may lose by real distances: the best that do not are placed as well
-    chosen = found[: top + PLACED] + [c for c in found[top + PLACED :] if not c.sent.any()][:top]
-    placings = (placed(system, model, c.strategy, c.sent, c.room) for c in chosen)
+    first = found[: top + PLACED] + [c for c in found[top + PLACED :] if not c.sent.any()][:top]
+    placings = (placed(system, model, c.strategy, c.sent, c.room) for c in first)
     fitting = [one for one in placings if float(one.estimate.margins.get("power", 0.0)) >= -ROUNDING]
     best = sorted(fitting, key=lambda one: float(one.step_time))
     return Schedule(
