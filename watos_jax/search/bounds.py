@@ -47,6 +47,8 @@ EXPONENTS: Final = np.array(
     ]
 )
 """Reciprocal resources as products of powers of `RESOURCES`, a row each."""
+MACS: Final = 1
+"""Row of `EXPONENTS` for MACs."""
 AXES: Final = ("core_rows", "sram_bytes_per_core", "dram_stacks", "d2d_bandwidth", "clock")
 """Knobs that span a box; columns of cores and the size of the die follow from them."""
 SLACK: Final = 1e-5

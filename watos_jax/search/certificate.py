@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, pairwise
+from typing import Any
 
 import jax
 import numpy as np
 
 from watos_jax.batch import map_chunks
 from watos_jax.estimate import ROUNDING
-from watos_jax.search.bounds import SLACK, Boxes, Grids, Tangent, exact_times, tangent
+from watos_jax.search.bounds import EXPONENTS, MACS, SLACK, Boxes, Grids, Tangent, exact_times, tangent
 from watos_jax.search.descend import Point, Shared
+from watos_jax.workload import model_flop
 
 TANGENTS = 6
 """Most tangents per strategy."""
@@ -118,8 +120,8 @@ class _Proof:
         return self.value / (1.0 + self.gap)
 
     def run(self) -> tuple[Certificate, Point]:
-        boxes = self.grids.whole()
-        left, visited = self._first(), 0
+        boxes = self._promising(self.grids.whole())
+        left, visited = self._first(np.unique(boxes.grid)), 0
         for number in count(1):
             self.boxes += len(boxes.grid)
             left, boxes, least, where = self._prune(left, boxes)
@@ -140,7 +142,8 @@ class _Proof:
         return Certificate(self.value, float(least), *counts, points, elapsed), self.best
 
     def _tangents(self, rows: np.ndarray, knobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        weights, stacks = [], []
+        weights: list[Any] = [np.zeros((0, len(EXPONENTS)))]
+        stacks: list[Any] = [np.zeros(0)]
         for start in range(0, len(rows), BLOCK):
             block = slice(start, start + BLOCK)
             found = self._touch(self._at(rows[block], knobs[block]))
@@ -156,12 +159,24 @@ class _Proof:
     def _at(self, rows: np.ndarray, knobs: np.ndarray) -> Point:
         return jax.tree.map(lambda leaf: leaf[rows], self.every)._replace(knobs=knobs)
 
-    def _first(self) -> dict[int, _Left]:
-        order = np.argsort(self.grid, kind="stable")
+    def _promising(self, boxes: Boxes) -> Boxes:
+        # grids whose dies can do the FLOP of the mathematics in time, all of them busy at the peak of the upper corner
+        flop = float(model_flop(self.shared.model, jax.tree.map(lambda leaf: leaf[0], self.every.candidate.strategy)))
+        peak = 2.0 * float(self.shared.budget.wafer.die.core.num_macs) / boxes.least[:, MACS]
+        bound = flop / (peak * self.grids.grids[boxes.grid, :2].prod(axis=1))
+        may = bound < self.target
+        self.boxes += len(may)
+        self.dropped = min(self.dropped, bound[~may].min(initial=np.inf))
+        return _rows(boxes, may)
+
+    def _first(self, grids: np.ndarray) -> dict[int, _Left]:
+        rows = [np.flatnonzero(self.grid == number) for number in grids]
+        order = np.concatenate([*rows, np.zeros(0, int)])
         weights, stacks = self._tangents(order, np.asarray(self.every.knobs)[order])
-        ends = np.searchsorted(self.grid[order], np.arange(len(self.grids.grids) + 1))
+        ends = np.cumsum([0, *(len(some) for some in rows)])
         spans = [slice(*pair) for pair in pairwise(ends)]
-        return {number: _Left(order[span], weights[span], stacks[span]) for number, span in enumerate(spans)}
+        left = zip(grids.tolist(), rows, spans, strict=True)
+        return {number: _Left(some, weights[span], stacks[span]) for number, some, span in left}
 
     def _prune(
         self, left: dict[int, _Left], boxes: Boxes

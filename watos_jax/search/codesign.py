@@ -36,9 +36,9 @@ from watos_jax.strategy import Layout, Strategy
 
 OPTIONS: Final = Options(least_use=0.9)
 """Strategies that co-design chooses from: those that occupy at least 90 % of the dies."""
-KEPT = 512
+KEPT = 256
 """Candidates that are descended."""
-DESCENDED_AT_ONCE = 256
+DESCENDED_AT_ONCE = 128
 """Of them on one device; two devices share them evenly."""
 ROUNDED = 24
 """Relaxed designs that are rounded."""
