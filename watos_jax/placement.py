@@ -190,6 +190,7 @@ def _descend_all(
     first, second = jnp.asarray(np.stack(np.triu_indices(len(hops), 1)))
     allowed = (first < slots) & (second < tiles)  # two idle rectangles need not change places
     counted = len(first) if len(first) <= ALL else LIKELY
+    joined = jnp.zeros_like(hops).at[paths[:, 0], paths[:, 1]].add(weights).at[paths[:, 1], paths[:, 0]].add(weights)
 
     def length(order: Int[Array, " tiles"]) -> Float[Array, ""]:
         return jnp.sum(weights * hops[order[paths[:, 0]], order[paths[:, 1]]])
@@ -207,8 +208,12 @@ def _descend_all(
 
     def improve(state: tuple) -> tuple:
         order, value, _ = state
-        lengths = jax.vmap(lambda swap: length(swapped(order, swap)))(jnp.arange(len(first)))
-        _, likely = jax.lax.top_k(jnp.where(allowed, -lengths, -jnp.inf), counted)
+        # all swaps at once: what each slot's paths would be in every other's place, less what they are
+        near = hops[order][:, order]
+        moved = joined @ near
+        stay = jnp.diagonal(moved)
+        change = (moved + moved.T + 2.0 * joined * near)[first, second] - stay[first] - stay[second]
+        _, likely = jax.lax.top_k(jnp.where(allowed, -change, -jnp.inf), counted)
         values = jax.vmap(lambda swap: cost(swapped(order, swap)))(likely)
         values = jnp.where(allowed[likely], values, jnp.inf)
         best = jnp.argmin(values)
