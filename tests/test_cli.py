@@ -216,6 +216,15 @@ def test_options_reach_the_strategy(answer, words, fields):
     assert {name: strategy[name] for name in fields} == fields
 
 
+def test_estimate_of_another_operator_model(answer, watos):
+    bound, found = (answer(*FITTING, "--fidelity", name) for name in ("roofline", "predictor"))
+    assert (bound["fidelity"], found["fidelity"], found["outside"]) == ("roofline", "predictor", 0)
+    assert bound["step_time"] < found["step_time"]
+    # a die unlike those of wafers, which the predictor was not trained on
+    beyond = ["estimate", "llama3-8b", "--system", "dgx-b200", "--tensor-cols", "8", "--global-batch-size", "8"]
+    assert "roofline for 100.0 % of the time" in watos(*beyond, "--fidelity", "predictor")[1]
+
+
 def test_estimate_prints_tables(watos):
     status, out, err = watos(*FITTING)
     assert (status, err) == (0, "")
@@ -409,6 +418,7 @@ def test_version(watos):
 
 BAD = [
     (["estimate"], "--wafer is missing"),
+    ([*FITTING, "--fidelity", "magic"], "--fidelity is 'magic': it must be one of roofline, mapper, predictor"),
     (["estimate", *WAFER], "MODEL is missing"),
     (["codesign"], "MODEL is missing"),
     (["estimate", "llama3-70"] + WAFER, "MODEL is 'llama3-70'.*llama3-70b.*config.json .did you mean llama3-70b"),

@@ -95,6 +95,7 @@ def estimate_record(system: System | Wafer, strategy: Strategy, estimate: Estima
         "memory_parts": {name: plain(part[:num_stages]) for name, part in parts.items()},
         "memory_capacity": plain(system.die.memory.capacity),
         "fidelity": estimate.fidelity,
+        "outside": plain(estimate.outside),
     }
 
 

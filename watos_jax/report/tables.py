@@ -86,9 +86,14 @@ def summary_table(title: str, record: Mapping[str, Any]) -> Table:
         "mean power": quantity(record["power"], "W"),
         "energy per step": quantity(record["energy"], "J"),
         "tokens per joule": "-" if record["tokens_per_joule"] is None else digits(record["tokens_per_joule"]),
-        "operator model": record["fidelity"],
+        "operator model": _operator_model(record),
     }
     return pairs(title, rows)
+
+
+def _operator_model(record: Mapping[str, Any]) -> str:
+    name, outside = record["fidelity"], record["outside"]
+    return f"{name}; roofline for {percent(outside)} of the time, outside its range" if outside > 0.0 else str(name)
 
 
 def breakdown_table(record: Mapping[str, Any]) -> Table:
