@@ -11,8 +11,16 @@ import pytest
 import watos_jax as wj
 from watos_jax import HARD, Smooth, Strategy, learn
 from watos_jax.operators import predictor
+from watos_jax.operators.features import (
+    ATTENTION_BOX,
+    PRODUCT_BOX,
+    attention_box,
+    attention_features,
+    product_box,
+    product_features,
+)
 from watos_jax.presets import chips, models, wafers
-from watos_jax.workload import attention, matmuls
+from watos_jax.workload import Matmuls, attention
 
 WAFER = wafers.WATOS_CONFIG_3
 MODEL = models.LLAMA3_70B
@@ -21,7 +29,7 @@ MANIFEST = json.loads((predictor.FOLDER / "manifest.json").read_text())
 
 
 def test_weights_are_plain_arrays_in_the_range_of_the_manifest():
-    for name, columns in (("products", predictor.PRODUCT_BOX), ("attention", predictor.ATTENTION_BOX)):
+    for name, columns in (("products", PRODUCT_BOX), ("attention", ATTENTION_BOX)):
         trained = predictor.load(name)
         stated = np.array([MANIFEST[name]["range"][column] for column in columns])
         np.testing.assert_allclose(np.exp(np.stack([trained.low, trained.high], axis=1)), stated, rtol=1e-3)
@@ -44,8 +52,8 @@ def test_new_samples_are_as_close_as_the_manifest_says():
 
     def one(dies, sizes):
         die, (shapes, width) = learn.die_of(dies), learn.shapes_of(sizes)
-        features = predictor.product_features(die, shapes, width, HARD)
-        return predictor.ratios(predictor.load("products"), features, predictor.product_box(die, shapes, width))
+        features = product_features(die, shapes, width, HARD)
+        return predictor.ratios(predictor.load("products"), features, product_box(die, shapes, width))
 
     found = jax.jit(jax.vmap(one))(*samples)
     inside = np.asarray(found.outside)[:, 0] == 0
@@ -85,15 +93,18 @@ def test_outside_its_range_it_is_the_roofline_and_says_so(placed):
     assert float(wj.estimate(cluster, models.LLAMA3_8B, strategy, fidelity="predictor").outside) > 0
 
 
-@pytest.mark.parametrize("relax", [HARD, Smooth(20.0)], ids=["hard", "smooth"])
+@pytest.mark.parametrize("relax", [HARD, pytest.param(Smooth(20.0), marks=pytest.mark.slow)], ids=["hard", "smooth"])
 def test_predictions_have_gradients(relax):
-    shapes, core = jax.tree.map(jnp.asarray, (matmuls(MODEL, STRATEGY), attention(MODEL, STRATEGY)))
+    shape = Matmuls(*(jnp.asarray([size]) for size in (4096.0, 7168.0, 8192.0, 1.0)))
+    scores = jax.tree.map(jnp.asarray, attention(MODEL, STRATEGY))
 
     @jax.jit
-    @jax.jacrev
+    @jax.grad
     def slopes(die):
-        products, scores = predictor.predicted(die, shapes, core, jnp.asarray(4.0), relax)
-        return sum(jnp.log(jnp.sum(ratio)) for ratio in (*products[:4], *scores[:4]))
+        features = product_features(die, shape, jnp.asarray(4.0), relax), attention_features(die, scores, relax)
+        boxes = product_box(die, shape, jnp.asarray(4.0)), attention_box(die, scores)
+        found = map(predictor.ratios, map(predictor.load, ("products", "attention")), features, boxes)
+        return sum(jnp.log(jnp.sum(ratio)) for ratios in found for ratio in ratios[:4])
 
     found = slopes(jax.tree.map(lambda leaf: jnp.asarray(float(leaf)), WAFER.die))
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(found))
@@ -117,7 +128,9 @@ def test_more_clock_is_quicker_at_the_rate_that_differences_show(placed):
     assert behind > float(value) > ahead
 
 
-def test_training_is_deterministic_and_learns():
+def test_training_is_deterministic_and_learns(monkeypatch):
+    monkeypatch.setattr(learn, "BATCH", 64)
+    monkeypatch.setattr(learn, "MONOTONE_BATCH", 8)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(512, 5)).astype(np.float32)
     targets = np.abs(features[:, :4])

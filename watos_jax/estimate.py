@@ -188,7 +188,7 @@ def _estimate(
     core = attention_cost(system.die, system.efficiency, scores, relax)
     seconds = elementwise_times(system.die, system.efficiency, traffic, relax)
     bound = Operators(products, core, seconds, jnp.zeros_like(core.forward))
-    ran = refine(bound, fidelity, system.die, shapes, scores, strategy.gradient_bytes, mapped, relax)
+    ran = refine(bound, fidelity, system.die, model, shapes, scores, strategy.gradient_bytes, mapped, relax)
     products, core, seconds = ran.products, ran.core, ran.elementwise
     times = stage_times(
         pieces(products.forward, core.forward, seconds),

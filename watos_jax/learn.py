@@ -24,6 +24,14 @@ from jaxtyping import Array, Float
 from watos_jax.batch import map_chunks
 from watos_jax.hardware import Core, Die, Efficiency, Memory
 from watos_jax.operators import predictor
+from watos_jax.operators.features import (
+    ATTENTION_BOX,
+    PRODUCT_BOX,
+    attention_box,
+    attention_features,
+    product_box,
+    product_features,
+)
 from watos_jax.operators.fidelity import attention_ratios, product_ratios
 from watos_jax.operators.mapper import BANDS
 from watos_jax.operators.mapping import Ratios
@@ -199,8 +207,8 @@ def product_inputs(_: None, row: Samples) -> tuple[Array, ...]:
         shapes, gradient_bytes = shapes_of(row.sizes)
         bound = matmul_cost(die, Efficiency(), shapes, gradient_bytes, HARD)
         times = jnp.log(jnp.stack([bound.forward[0], bound.backward[0]]))
-        features = predictor.product_features(die, shapes, gradient_bytes, HARD)[0]
-        return (features, times), predictor.product_box(die, shapes, gradient_bytes)[0]
+        features = product_features(die, shapes, gradient_bytes, HARD)[0]
+        return (features, times), product_box(die, shapes, gradient_bytes)[0]
 
     return _inputs(inputs, row)
 
@@ -212,7 +220,7 @@ def attention_inputs(_: None, row: Samples) -> tuple[Array, ...]:
         die, shape = die_of(jnp.exp(log_die)), Attention(*row.sizes)
         bound = attention_cost(die, Efficiency(), shape, HARD)
         times = jnp.log(jnp.stack([bound.forward, bound.backward]))
-        return (predictor.attention_features(die, shape, HARD), times), predictor.attention_box(die, shape)
+        return (attention_features(die, shape, HARD), times), attention_box(die, shape)
 
     return _inputs(inputs, row)
 
@@ -317,8 +325,8 @@ def _cores(rng: Generator) -> Samples:
 
 
 SUBJECTS: Final = {
-    "products": Subject(((_one, label_products, 8), (_many, label_many, 2)), product_inputs, predictor.PRODUCT_BOX),
-    "attention": Subject(((_cores, label_attention, 4),), attention_inputs, predictor.ATTENTION_BOX),
+    "products": Subject(((_one, label_products, 8), (_many, label_many, 2)), product_inputs, PRODUCT_BOX),
+    "attention": Subject(((_cores, label_attention, 4),), attention_inputs, ATTENTION_BOX),
 }
 """The networks that `watos_jax.operators.predictor` loads, by name."""
 

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from watos_jax.hardware import Die, Efficiency
+from watos_jax.model import Transformer
 from watos_jax.operators.attention_mapper import map_attention
 from watos_jax.operators.mapper import BANDS, elementwise_slowdown, map_product
 from watos_jax.operators.mapping import Ratios
@@ -55,6 +56,7 @@ def refine(
     roofline: Operators,
     fidelity: Fidelity,
     die: Die,
+    model: Transformer,
     shapes: Matmuls,
     core: Attention,
     gradient_bytes: Scalar,
@@ -67,6 +69,7 @@ def refine(
         roofline: costs of the roofline, with the efficiency of the machine.
         fidelity: one of `FIDELITIES`.
         die: where the operators run.
+        model: whose operators they are.
         shapes: the products.
         core: the attention core.
         gradient_bytes: bytes of an accumulated gradient element.
@@ -80,7 +83,7 @@ def refine(
     else:
         from watos_jax.operators.predictor import predicted  # flax is imported by those who use it
 
-        products, attention = predicted(die, shapes, core, gradient_bytes, relax)
+        products, attention = predicted(die, model, shapes, core, gradient_bytes, relax)
     costs = _scaled(roofline.products, products), _scaled(roofline.core, attention)
     slowdown = elementwise_slowdown(die, relax)
     seconds = [jnp.sum(cost.forward + cost.backward) for cost in costs]

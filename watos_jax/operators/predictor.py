@@ -4,9 +4,8 @@ For a product with its two gradients, or an attention core with its own,
 
     log(time / roofline), log(DRAM bytes / roofline), forward and backward = softplus(network(features))
 
-so that a prediction is never below the roofline. Features are logarithms of sizes and of the die's resources, ratios of
-the roofline's terms, and the padding that whole cores and whole passes of the MAC array cost; ceilings are those of the
-relaxation, so hard predictions jump where tiles do and smooth ones do not. Outside the box of sizes and resources that
+so that a prediction is never below the roofline. `features` says what goes in; ceilings are those of the relaxation, so
+hard predictions jump where tiles do and smooth ones do not. Outside the box of sizes and resources that
 training covered the ratios are 1: the roofline itself.
 
 Weights, means and the box lie beside this file as plain arrays, with a manifest that says how they were made and how
@@ -18,35 +17,33 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from watos_jax.hardware import Die
+from watos_jax.model import Transformer
+from watos_jax.operators.features import (
+    Features,
+    attention_box,
+    attention_features,
+    product_box,
+    product_features,
+)
 from watos_jax.operators.mapping import Ratios
 from watos_jax.relax import Relaxation
-from watos_jax.units import Leaf, Scalar
-from watos_jax.workload import Attention, Matmuls
+from watos_jax.units import Scalar
+from watos_jax.workload import Attention, Matmuls, families
 
 FOLDER: Final = Path(__file__).parent / "weights"
 """Where the shipped weights and their manifest lie."""
-HIDDEN: Final = 48
+HIDDEN: Final = 96
 """Width of both hidden layers."""
 OUTPUTS: Final = 4
 """Time forward and backward, DRAM bytes forward and backward."""
 ROUNDING: Final = 1e-4
 """Excess of a logarithm over the range that is put down to single precision."""
-
-_DIE: Final = ("core_rows", "core_cols", "array side", "sram_bytes", "port over operands", "noc_bytes_per_clock")
-PRODUCT_BOX: Final = ("rows", "cols", "depth", "count", "gradient_bytes", *_DIE, "dram bytes per clock")
-"""Columns of `product_box`."""
-ATTENTION_BOX: Final = (
-    *("units", "rows of a unit", "keys", "sequence", "head_dim", "value_dim", "group", "1 + materialised", *_DIE),
-    "dram bytes per clock",
-)
-"""Columns of `attention_box`."""
-
-Features = Float[Array, "*ops features"]
 
 
 class Network(nn.Module):
@@ -87,20 +84,37 @@ class Trained(NamedTuple):
 
 
 def predicted(
-    die: Die, shapes: Matmuls, core: Attention, gradient_bytes: Scalar, relax: Relaxation
+    die: Die, model: Transformer, shapes: Matmuls, core: Attention, gradient_bytes: Scalar, relax: Relaxation
 ) -> tuple[Ratios, Ratios]:
     """Ratios of all products and of the attention core, with the shipped weights.
 
+    Products that the model does not have are left out where that is one question for a whole batch.
+
     Args:
         die: where the operators run.
+        model: whose operators they are.
         shapes: the products.
         core: the attention core.
         gradient_bytes: bytes of an accumulated gradient element.
         relax: hard or smooth ceilings.
     """
-    products = ratios(
-        load("products"), product_features(die, shapes, gradient_bytes, relax), product_box(die, shapes, gradient_bytes)
-    )
+
+    def some(shapes: Matmuls) -> Ratios:
+        features = product_features(die, shapes, gradient_bytes, relax)
+        return ratios(load("products"), features, product_box(die, shapes, gradient_bytes))
+
+    def none(shapes: Matmuls) -> Ratios:
+        one = jnp.ones_like(shapes.rows)
+        return Ratios(one, one, one, one, outside=jnp.zeros_like(one))
+
+    parts: list[Ratios] = []
+    order: list[int] = []
+    for places, there in families(model):
+        order += places
+        family = jax.tree.map(lambda leaf, places=places: jnp.stack([leaf[n] for n in places]), shapes)
+        parts.append(jax.lax.cond(there, some, none, family))
+    back = [order.index(n) for n in range(len(order))]
+    products = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[np.array(back)], *parts)
     return products, ratios(load("attention"), attention_features(die, core, relax), attention_box(die, core))
 
 
@@ -149,102 +163,3 @@ def save(trained: Trained, name: str, folder: Path) -> None:
     arrays |= {name: getattr(trained, name) for name in ("mean", "scale", "low", "high")}
     single: dict[str, Any] = {key: np.asarray(value, np.float32) for key, value in arrays.items()}
     np.savez(folder / f"{name}.npz", **single)
-
-
-class _Resources(NamedTuple):
-    # the die in dimensionless or per-cycle quantities
-    rows: Scalar
-    cols: Scalar
-    side: Scalar
-    sram: Scalar
-    port: Scalar
-    link: Scalar
-    dram: Scalar
-
-
-def _resources(die: Die) -> _Resources:
-    side = jnp.sqrt(die.core.num_macs)
-    return _Resources(
-        rows=die.core_rows,
-        cols=die.core_cols,
-        side=side,
-        sram=die.core.sram_bytes,
-        port=die.core.sram_bytes_per_clock / (4.0 * side),
-        link=die.core.noc_bytes_per_clock,
-        dram=die.memory.bandwidth / die.core.clock,
-    )
-
-
-def _logs(values: list[Leaf], like: Array) -> Features:
-    return jnp.stack([jnp.log(jnp.broadcast_to(value, like.shape)) for value in values], axis=-1)
-
-
-def product_box(die: Die, shapes: Matmuls, gradient_bytes: Scalar) -> Float[Array, "ops columns"]:
-    """Logarithms of what the range of training is stated in: sizes, number, resources of the die."""
-    return _logs([*_sizes(shapes), gradient_bytes, *_resources(die)], shapes.rows)
-
-
-def _sizes(shapes: Matmuls) -> list[Array]:
-    # an absent product counts as one of one element; it costs nothing in any case
-    return [jnp.where(size > 0, size, 1.0) for size in (shapes.rows, shapes.cols, shapes.depth, shapes.count)]
-
-
-def product_features(die: Die, shapes: Matmuls, gradient_bytes: Scalar, relax: Relaxation) -> Features:
-    """Inputs of the network for products.
-
-    Args:
-        die: where they run.
-        shapes: the products.
-        gradient_bytes: bytes of an accumulated gradient element.
-        relax: hard or smooth ceilings.
-    """
-    rows, cols, depth, count = _sizes(shapes)
-    r = _resources(die)
-    left, right, result = rows * depth, depth * cols, rows * cols
-    compute = rows * right / (r.rows * r.cols * r.side**2) * relax.maximum(jnp.ones_like(r.port), 1.0 / r.port)
-    room = r.rows * r.cols * r.sram
-    terms = [compute * r.dram / (left + right + result)]
-    terms += [compute * r.link * r.rows / left, compute * r.link * r.cols / right]
-    terms += [compute * r.link * r.rows / result, compute * r.link * r.cols / result]
-    terms += [left / room, right / room, result / room]
-    for extent in (rows, cols, depth):
-        for ways in (r.rows, r.cols):
-            share = relax.ceil(extent / ways)
-            terms += [share * ways / extent, relax.ceil(share / r.side) * r.side / share]
-        terms.append(relax.ceil(extent / r.side) * r.side / extent)
-    return _logs([rows, cols, depth, count, gradient_bytes, *r, *terms], rows)
-
-
-def _units(core: Attention) -> list[Scalar]:
-    # keys and values of one sequence and head, the query rows that share them, keys met by a row, keys to be read
-    sequences = jnp.maximum(core.key_tokens / core.sequence, 1.0)
-    rows = core.queries / sequences * core.heads / core.kv_heads
-    return [sequences * core.kv_heads, rows, core.keys, core.sequence, core.head_dim, core.value_dim]
-
-
-def attention_box(die: Die, core: Attention) -> Float[Array, " columns"]:
-    """Logarithms of what the range of training is stated in: units, rows, keys, widths, resources of the die."""
-    return _logs([*_units(core), core.heads / core.kv_heads, 1.0 + core.materialised, *_resources(die)], core.queries)
-
-
-def attention_features(die: Die, core: Attention, relax: Relaxation) -> Features:
-    """Inputs of the network for attention cores.
-
-    Args:
-        die: where they run.
-        core: their sizes.
-        relax: hard or smooth ceilings.
-    """
-    units, rows, keys, sequence, head, value = _units(core)
-    group, r = core.heads / core.kv_heads, _resources(die)
-    cores = r.rows * r.cols
-    width = head + value
-    compute = units * rows * keys * width / (cores * r.side**2) * relax.maximum(jnp.ones_like(r.port), 1.0 / r.port)
-    moved = units * width * (rows + sequence)
-    terms = [compute * r.dram / moved, compute * r.link * r.rows / moved, cores / units, rows * units / cores]
-    terms += [rows * width / r.sram, sequence * width / r.sram, sequence / keys]
-    for extent, ways in ((units, r.rows), (units, r.cols), (units, cores), (rows, cores), (rows, r.rows)):
-        terms.append(relax.ceil(extent / ways) * ways / extent)
-    for extent in (head, value, rows / cores + 1.0):
-        terms.append(relax.ceil(extent / r.side) * r.side / extent)
-    return _logs([units, rows, keys, sequence, head, value, group, 1.0 + core.materialised, *r, *terms], core.queries)

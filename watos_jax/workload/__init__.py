@@ -11,6 +11,7 @@ experts (each receives the mean number of tokens), the imbalance of causal atten
 from watos_jax.workload.products import MATMULS as MATMULS
 from watos_jax.workload.products import Matmuls as Matmuls
 from watos_jax.workload.products import Parameters as Parameters
+from watos_jax.workload.products import families as families
 from watos_jax.workload.products import matmuls as matmuls
 from watos_jax.workload.products import model_flop as model_flop
 from watos_jax.workload.products import num_parameters as num_parameters

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from watos_jax.model import Transformer
 from watos_jax.strategy import Strategy
@@ -41,6 +41,10 @@ MATMULS: Final = (
     "head",
 )
 """The matrix products of a model, in the order of the arrays of `Matmuls`; absent ones have size zero."""
+
+
+_LATENT: Final = tuple(map(MATMULS.index, ("query_up", "key_value_down", "key_value_up")))
+_MIXTURE: Final = tuple(map(MATMULS.index, ("router", "expert_up", "expert_down", "shared_up", "shared_down")))
 
 
 class Matmuls(eqx.Module):
@@ -110,6 +114,13 @@ def _products(model: Transformer) -> tuple[_Product, ...]:
         _Product(rows=mixture, cols=hidden, split_depth=shared_inner),
         _Product(split_cols=model.vocab_size, depth=hidden),
     )
+
+
+def families(model: Transformer) -> tuple[tuple[tuple[int, ...], Bool[Array, ""]], ...]:
+    """Products that a model has together or not at all: their places in `MATMULS`, and whether it has them."""
+    rest = tuple(n for n in range(len(MATMULS)) if n not in _LATENT + _MIXTURE)
+    latent, mixture = (jnp.asarray(size) > 0 for size in (model.kv_lora_rank, model.num_experts))
+    return (rest, jnp.ones((), bool)), (_LATENT, latent), (_MIXTURE, mixture)
 
 
 def matmuls(model: Transformer, strategy: Strategy) -> Matmuls:

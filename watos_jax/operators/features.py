@@ -1,0 +1,221 @@
+"""Inputs of the operator predictor: logarithms of sizes and resources, and of a few mappings in closed form.
+
+A mapping in closed form is one tile that fills the cores, or what memory and rounding would make of it; the mapper
+compares thousands of tilings. The closed forms tell the network where ceilings jump and which resource is short.
+"""
+
+from typing import Final, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from watos_jax.hardware import Die
+from watos_jax.operators.attention_mapper import RECTANGLES, SCORE_PORT_BYTES
+from watos_jax.operators.mapping import PARTIAL_BYTES
+from watos_jax.operators.roofline import SCORE_BYTES
+from watos_jax.relax import Relaxation
+from watos_jax.units import Leaf, Scalar
+from watos_jax.workload import ELEMENT_BYTES, Attention, Matmuls
+from watos_jax.xla import fold
+
+Features = Float[Array, "*ops features"]
+
+_DIE: Final = ("core_rows", "core_cols", "array side", "sram_bytes", "port over operands", "noc_bytes_per_clock")
+PRODUCT_BOX: Final = ("rows", "cols", "depth", "count", "gradient_bytes", *_DIE, "dram bytes per clock")
+"""Columns of `product_box`."""
+ATTENTION_BOX: Final = (
+    *("units", "rows of a unit", "keys", "sequence", "head_dim", "value_dim", "group", "1 + materialised", *_DIE),
+    "dram bytes per clock",
+)
+"""Columns of `attention_box`."""
+PASSES: Final = (1.0, 2.0, 5.0)
+"""Passes of the MAC array along the query rows of a block, tried by the closed form of attention."""
+
+
+class _Resources(NamedTuple):
+    # the die in dimensionless or per-cycle quantities
+    rows: Scalar
+    cols: Scalar
+    side: Scalar
+    sram: Scalar
+    port: Scalar
+    link: Scalar
+    dram: Scalar
+
+
+def _resources(die: Die) -> _Resources:
+    side = jnp.sqrt(die.core.num_macs)
+    return _Resources(
+        rows=die.core_rows,
+        cols=die.core_cols,
+        side=side,
+        sram=die.core.sram_bytes,
+        port=die.core.sram_bytes_per_clock / (2.0 * ELEMENT_BYTES * side),
+        link=die.core.noc_bytes_per_clock,
+        dram=die.memory.bandwidth / die.core.clock,
+    )
+
+
+def _logs(values: list[Leaf], like: Array) -> Features:
+    return jnp.stack([jnp.log(jnp.broadcast_to(value, like.shape)) for value in values], axis=-1)
+
+
+def product_box(die: Die, shapes: Matmuls, gradient_bytes: Scalar) -> Float[Array, "ops columns"]:
+    """Logarithms of what the range of training is stated in: sizes, number, resources of the die."""
+    return _logs([*_sizes(shapes), gradient_bytes, *_resources(die)], shapes.rows)
+
+
+def _sizes(shapes: Matmuls) -> list[Array]:
+    # an absent product counts as one of one element; it costs nothing in any case
+    return [jnp.where(size > 0, size, 1.0) for size in (shapes.rows, shapes.cols, shapes.depth, shapes.count)]
+
+
+def product_features(die: Die, shapes: Matmuls, gradient_bytes: Scalar, relax: Relaxation) -> Features:
+    """Inputs of the network for products.
+
+    Besides logarithms of sizes, resources and the shares and passes that ceilings make of them: for each dataflow of
+    each of the three products of training, over the time of an ideal array, the time of the cores for one tile, and
+    the largest of it and what DRAM and links take for it; then the least of these over the dataflows.
+
+    Args:
+        die: where they run.
+        shapes: the products.
+        gradient_bytes: bytes of an accumulated gradient element.
+        relax: hard or smooth.
+    """
+    rows, cols, depth, count = _sizes(shapes)
+    r = _resources(die)
+    terms: list[Leaf] = [rows, cols, depth, count, gradient_bytes, *r]
+    terms += [relax.maximum(jnp.ones_like(r.port), 1.0 / r.port), rows * depth + depth * cols + rows * cols]
+    shares = []
+    for extent in (rows, cols, depth):
+        by_rows, by_cols = (relax.ceil(extent / ways) for ways in (r.rows, r.cols))
+        shares.append((by_rows, by_cols))
+        terms += [by_rows, relax.ceil(by_rows / r.side), by_cols, relax.ceil(by_cols / r.side)]
+        terms.append(relax.ceil(extent / r.side))
+    tiled = 4.0 * ELEMENT_BYTES / jnp.sqrt(r.rows * r.cols * r.sram / PARTIAL_BYTES)
+    per_mac = 1.0 / (r.rows * r.cols * r.side**2)
+    accumulated = ELEMENT_BYTES + 2.0 * gradient_bytes
+    m, n, k = zip((rows, cols, depth), shares, strict=True)
+    for left, right, inner, written in ((m, n, k, ELEMENT_BYTES), (m, k, n, ELEMENT_BYTES), (k, n, m, accumulated)):
+        mapped = _one_tile(r, left, right, inner, written, tiled, relax)
+        best = relax.minimum(mapped[1], relax.minimum(mapped[3], mapped[5]))
+        ideal = per_mac * rows * cols * depth
+        terms += [x / ideal for x in (*mapped, best)]
+    return _logs(terms, rows)
+
+
+_Extent = tuple[Array, tuple[Array, Array]]
+
+
+def _one_tile(
+    r: _Resources, left: _Extent, right: _Extent, inner: _Extent, written: Leaf, tiled: Scalar, relax: Relaxation
+) -> list[Array]:
+    # cycles of the cores, and of the slowest resource, for each dataflow: see `mapper`, of which these are the terms
+    (m, (m_by_rows, _)), (n, (_, n_by_cols)), (k, (k_by_rows, k_by_cols)) = left, right, inner
+    moved = ELEMENT_BYTES * (m * k + k * n) + written * m * n
+    dram = relax.maximum(moved, tiled * m * n * k) / r.dram
+    times = []
+    for rows, cols, depth, by_rows, by_cols, leaving in (
+        (m_by_rows, n_by_cols, k, m_by_rows * k, k * n_by_cols, ELEMENT_BYTES * m * n_by_cols),
+        (m, n_by_cols, k_by_rows, m * k_by_rows, k * n_by_cols, PARTIAL_BYTES * m * n_by_cols),
+        (m_by_rows, n, k_by_cols, m_by_rows * k, k_by_cols * n, PARTIAL_BYTES * m_by_rows * n),
+    ):
+        passes, across = relax.ceil(rows / r.side), relax.ceil(cols / r.side)
+        outputs = rows * across + cols * passes
+        array = relax.maximum(depth - 2.0, 0.0 * depth) * passes * across + outputs
+        read = ELEMENT_BYTES * depth * (outputs + rows + cols) + 2.0 * PARTIAL_BYTES * rows * cols
+        work = relax.maximum(array, read / (2.0 * ELEMENT_BYTES * r.side * r.port))
+        links = relax.maximum(ELEMENT_BYTES * relax.maximum(by_rows, by_cols), leaving) / r.link
+        times += [work, relax.maximum(relax.maximum(work, links), dram)]
+    return times
+
+
+def _units(core: Attention) -> list[Scalar]:
+    # keys and values of one sequence and head, the query rows that share them, keys met by a row, keys to be read
+    sequences = jnp.maximum(core.key_tokens / core.sequence, 1.0)
+    rows = core.queries / sequences * core.heads / core.kv_heads
+    return [sequences * core.kv_heads, rows, core.keys, core.sequence, core.head_dim, core.value_dim]
+
+
+def attention_box(die: Die, core: Attention) -> Float[Array, " columns"]:
+    """Logarithms of what the range of training is stated in: units, rows, keys, widths, resources of the die."""
+    return _logs([*_units(core), core.heads / core.kv_heads, 1.0 + core.materialised, *_resources(die)], core.queries)
+
+
+def attention_features(die: Die, core: Attention, relax: Relaxation) -> Features:
+    """Inputs of the network for attention cores.
+
+    Besides logarithms of sizes, resources and paddings: the least time, forward and backward, of a few blocks of
+    queries on each number of rectangles of cores, over the time of an ideal array.
+
+    Args:
+        die: where they run.
+        core: their sizes.
+        relax: hard or smooth.
+    """
+    units, rows, keys, sequence, head, value = _units(core)
+    group, r = core.heads / core.kv_heads, _resources(die)
+    cores = r.rows * r.cols
+    width = head + value
+    ideal = units * rows * keys * width / (cores * r.side**2)
+    compute = ideal * relax.maximum(jnp.ones_like(r.port), 1.0 / r.port)
+    moved = units * width * (rows + sequence)
+    terms = [compute * r.dram / moved, compute * r.link * r.rows / moved, cores / units, rows * units / cores]
+    terms += [rows * width / r.sram, sequence * width / r.sram, sequence / keys]
+    for extent, ways in ((units, r.rows), (units, r.cols), (units, cores), (rows, cores), (rows, r.rows)):
+        terms.append(relax.ceil(extent / ways) * ways / extent)
+    for extent in (head, value, rows / cores + 1.0):
+        terms.append(relax.ceil(extent / r.side) * r.side / extent)
+    terms += [time / ideal for time in _blocks(r, core, relax)]
+    return _logs([units, rows, keys, sequence, head, value, group, 1.0 + core.materialised, *r, *terms], core.queries)
+
+
+def _blocks(r: _Resources, core: Attention, relax: Relaxation) -> tuple[Array, Array]:
+    # one axis of all candidates, so that it vectorises; keys are cut so that SRAM suffices and loads hide
+    grid = np.meshgrid(RECTANGLES, RECTANGLES, np.array(PASSES), indexing="ij")
+    down, lanes, passes = (jnp.asarray(np.ravel(values), float) for values in grid)
+    units, rows, keys, sequence, head, value = _units(core)
+    units, rows = relax.ceil(units), relax.ceil(rows)
+    group, width = core.heads / core.kv_heads, head + value
+    port = 2.0 * ELEMENT_BYTES * r.side * r.port
+    high, wide = (jnp.maximum(jnp.floor(a / b), 1.0) for a, b in ((r.rows, down), (r.cols, lanes)))
+    behind = relax.ceil(units / down)
+    turns = relax.ceil(behind / lanes)
+    whole = relax.ceil(rows / (high * wide))
+    row_bytes = ELEMENT_BYTES * head + (PARTIAL_BYTES + ELEMENT_BYTES) * value
+    most = jnp.maximum(0.5 * r.sram / (row_bytes + 2.0 * PARTIAL_BYTES * r.side), 1.0)
+    blocks = relax.ceil(whole / jnp.minimum(most, r.side * passes))
+    size = relax.ceil(rows / blocks)
+    share = relax.ceil(size / (high * wide))
+    met = jnp.minimum(keys + 0.5 * (size / group - 1.0), sequence)
+    key_bytes = 2.0 * ELEMENT_BYTES * width + PARTIAL_BYTES * share
+    least = met / jnp.maximum((r.sram - share * row_bytes) / key_bytes, 1.0)
+    query_passes, value_passes = blocks * relax.ceil(share / r.side), relax.ceil(value / r.side)
+    again = jnp.maximum(2.0 * PARTIAL_BYTES * blocks * share * value / port, 2.0 * query_passes * value_passes * r.side)
+    loads = jnp.minimum(units, down * lanes) * ELEMENT_BYTES * met * width / r.dram
+    cuts = relax.ceil(jnp.clip(jnp.sqrt(loads / (turns * again)), relax.ceil(least), met))
+    met_passes, shares = relax.ceil(met / r.side), blocks * share
+    outputs = shares * met_passes + met * query_passes
+    array = (head - 2.0) * query_passes * met_passes + outputs
+    array += (met - 2.0 * cuts) * query_passes * value_passes + cuts * (shares * value_passes + value * query_passes)
+    fetched = jnp.maximum(jnp.where(cuts <= 1.0, 1.0, blocks) * met, sequence)
+    read = head * outputs + met * (shares * value_passes + value * query_passes) + (fetched + shares) * width
+    read = ELEMENT_BYTES * read + SCORE_PORT_BYTES * shares * met + 2.0 * PARTIAL_BYTES * cuts * shares * value
+    work = turns * jnp.maximum(array, read / port)
+    links = ELEMENT_BYTES * behind * (width * fetched + head * rows / high) / r.link
+    scores = SCORE_BYTES * core.materialised * core.queries * core.keys * core.heads
+    moved = (ELEMENT_BYTES * units * width * (rows + fetched) + scores) / r.dram
+    busy = jnp.maximum(moved, links)
+    used, at_once = jnp.minimum(units, down * lanes), jnp.minimum(behind, lanes)
+    first_keys = met / cuts * width
+    ends = jnp.maximum(used * (size * head + first_keys) / r.dram, at_once * (size / high * head + first_keys) / r.link)
+    ends += jnp.maximum(used * size * value / r.dram, at_once * size / high * value / r.link)
+    ends *= ELEMENT_BYTES
+    impossible = jnp.where((down > r.rows) | (lanes > r.cols), jnp.inf, 0.0)
+    last = 1.0 / (turns * blocks * cuts)
+    products = 2.5 - 0.5 * core.materialised
+    forward = jnp.maximum(ends + work, work * last + busy) + impossible
+    backward = jnp.maximum(2.0 * ends + products * work, products * work * last + 2.0 * busy) + impossible
+    return fold(jnp.minimum, forward), fold(jnp.minimum, backward)
