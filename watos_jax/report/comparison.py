@@ -51,7 +51,7 @@ def schedule_record(wafer: Wafer, schedule: Schedule) -> Plain:
         "tokens_per_second": plain(best.tokens_per_second),
         "step_time": plain(best.step_time),
         "step_time_without_shipping": plain(best.estimate.step_time),
-        "order": plain(best.order),
+        "order": None if best.order is None else best.order.tolist(),
         "sent": plain(best.sent),
         "held": plain(best.held),
         "resident": plain(needed - np.asarray(best.sent) + np.asarray(best.held)),
