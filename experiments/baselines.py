@@ -24,7 +24,6 @@ if "jax" not in sys.modules and "XLA_FLAGS" not in os.environ:  # every core; be
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={os.cpu_count()}"
 
 import watos_jax as wj
-from watos_jax.baselines.comparison import compare
 from watos_jax.presets import models, wafers
 
 MODELS = ("llama2-30b", "llama3-70b", "gshard-137b", "gpt3-175b")
@@ -37,7 +36,7 @@ PAPER = {"megatron": 2.74, "weight_streaming": 1.53}
 def row(model: wj.Transformer, wafer: wj.Wafer, options: wj.Options | None) -> dict[str, Any]:
     """Tokens per second of every side, ours over each, and what the ways of settling recomputation give."""
     start = time.perf_counter()
-    answer = compare(wafer, model, options=options, global_batch_size=BATCH)
+    answer = wj.compare(wafer, model, options=options, global_batch_size=BATCH)
     sides = answer.baselines | answer.variants
     best = answer.ours.best[0] if answer.ours.best else None
     return {

@@ -8,6 +8,8 @@ from watos_jax import pipeline as pipeline
 from watos_jax import presets as presets
 from watos_jax import sweeps as sweeps
 from watos_jax import units as units
+from watos_jax.baselines.comparison import Comparison as Comparison
+from watos_jax.baselines.comparison import compare as compare
 from watos_jax.estimate import Estimate as Estimate
 from watos_jax.estimate import estimate as estimate
 from watos_jax.hardware import Budget as Budget
@@ -29,6 +31,8 @@ from watos_jax.relax import HARD as HARD
 from watos_jax.relax import Hard as Hard
 from watos_jax.relax import Relaxation as Relaxation
 from watos_jax.relax import Smooth as Smooth
+from watos_jax.search.central import Schedule as Schedule
+from watos_jax.search.central import central as central
 from watos_jax.search.certificate import Certificate as Certificate
 from watos_jax.search.codesign import Design as Design
 from watos_jax.search.codesign import Infeasible as Infeasible

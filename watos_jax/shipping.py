@@ -14,7 +14,6 @@ Reference: WATOS, arXiv 2512.12279 (greedy, nearest DRAM with room first).
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import linprog
 
 from watos_jax.hardware import System
 from watos_jax.network.contention import Network, flow_hops, loads_by_set, tier_of
@@ -46,8 +45,10 @@ def shipments(
     scale = sent.max()
     by_sender = np.repeat(np.eye(len(senders)), len(helpers), axis=1)
     by_helper = np.tile(np.eye(len(helpers)), len(senders))
+    import scipy.optimize  # changes the filters of warnings when it is imported
+
     # a little more room than there is: what is full to the last bit must not fail by rounding
-    answer = linprog(
+    answer = scipy.optimize.linprog(
         hops[np.ix_(senders, helpers)].ravel() + 1.0,
         A_eq=by_sender,
         b_eq=sent[senders] / scale,
