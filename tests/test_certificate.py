@@ -157,9 +157,12 @@ def test_a_proof_cut_short_says_what_it_has():
     assert proof.gap > 0.0
 
 
-def test_other_objectives_have_no_proof():
-    objective = OBJECTIVES["tokens-per-joule"]
-    assert codesign(MODEL, small_budget(0), options=OPTIONS, objective=objective).certificate is None
+def test_other_objectives_and_hidden_communication_have_no_proof():
+    budget = small_budget(0)
+    joules = OBJECTIVES["tokens-per-joule"]
+    assert codesign(MODEL, budget, options=OPTIONS, objective=joules).certificate is None
+    hiding = replace(budget, wafer=replace(budget.wafer, overlap=wj.Overlap()))
+    assert codesign(MODEL, hiding, options=OPTIONS).certificate is None
 
 
 @pytest.mark.parametrize("change", [{"gap": -0.1}, {"time_limit": -1.0}, {"gap": float("nan")}])

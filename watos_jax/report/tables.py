@@ -202,7 +202,7 @@ def search_table(record: Mapping[str, Any]) -> Table:
 
 def _proven(certificate: Mapping[str, Any] | None) -> dict[str, str]:
     if certificate is None:
-        return {"proven gap": "none for this objective"}
+        return {"proven gap": "none: only for tokens per second, without overlap"}
     visited, boxes = f"{certificate['strategies_visited']:,}", f"{certificate['boxes']:,}"
     return {
         "no design is faster than": seconds(certificate["lower_bound"]),

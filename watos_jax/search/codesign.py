@@ -8,7 +8,8 @@
    until none improves. All strategies of the grid are tried on the hardware that results, and the best is rounded
    again, until neither hardware nor strategy changes.
 5. Prove how far the result is from the best of all candidates and lattice points, and replace it by a better one that
-   the proof comes across (`certificate`). Only where the objective is the step time; others have no proof.
+   the proof comes across (`certificate`). Only where the objective is the step time and nothing overlaps; other
+   designs have no proof.
 
 Neglected: on a square window, grids of more rows than columns, which are the same wafers turned by 90 degrees with a
 serpentine that runs the other way.
@@ -79,7 +80,8 @@ class Design:
         phases: s of each phase.
         pruned: candidate geometries ruled out, by reason.
         at_bound: knobs at an end of their lattice, "low" or "high"; a wider budget may do better.
-        certificate: what is proven about the best step time; None for other objectives.
+        certificate: what is proven about the best step time; None for other objectives, and where communication
+            overlaps.
     """
 
     wafer: Wafer
@@ -166,7 +168,7 @@ class _Search:
         relaxed, values = self._timed("descend", lambda: self._descend(kept))
         best, least = self._timed("round", lambda: self._round(enumerated[0], kept, relaxed, values))
         proven = None
-        if _is_step_time(self.objective) and self._scores(best)[1][0] <= ROUNDING:
+        if _is_provable(self.budget, self.objective) and self._scores(best)[1][0] <= ROUNDING:
             left = max(time_limit - (time.perf_counter() - self.started), 0.0)
             best, least, proven = self._timed("prove", lambda: self._prove(enumerated[0], best, least, gap, left))
         return self._timed("report", lambda: self._design(best, least, proven))
@@ -367,8 +369,13 @@ def _padded(layouts: Layout) -> Layout:
     return jax.tree.map(lambda leaf: leaf[rows], layouts)
 
 
-def _is_step_time(objective: Objective) -> bool:
-    return (float(objective.time), float(objective.energy), float(objective.cost)) == (1.0, 0.0, 0.0)
+def _is_provable(budget: Budget, objective: Objective) -> bool:
+    # hidden communication is a difference of times, which no tangent bounds
+    return budget.wafer.overlap is None and (float(objective.time), float(objective.energy), float(objective.cost)) == (
+        1.0,
+        0.0,
+        0.0,
+    )
 
 
 def _take(points: Point, rows: np.ndarray) -> Point:
