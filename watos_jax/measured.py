@@ -49,6 +49,7 @@ OVERLAP_SOURCES: Final = (
     "torchtitan",
     "fms-fsdp",
     "Pax",
+    "vTrain",
 )
 """Sources whose software runs communication of weights, gradients and stages beside computation."""
 TENSOR_OVERLAP_SOURCES: Final = ("MegaScale",)

@@ -88,7 +88,7 @@ def report(
         num_rows: rows of the file.
         skipped: rows left out, by reason.
         groups: label of each prediction.
-        predictions: dictionaries of `row_id, measured, predicted`.
+        predictions: dictionaries of `row_id, measured, predicted`; the label is added as `group`.
         naive: what a baseline predicts for each; None leaves `naive_mape` out.
 
     Raises:
@@ -105,9 +105,10 @@ def report(
         return errors
 
     labels = np.array(groups)
+    named = [one | {"group": label} for one, label in zip(predictions, groups, strict=True)]
     whole = {"rows": num_rows, "skipped": dict(skipped)} | of(np.ones(len(predictions), bool))
     each = {str(name): of(labels == name) for name in np.unique(labels)}
-    return whole | {"groups": each, "predictions": list(predictions)}
+    return whole | {"groups": each, "predictions": named}
 
 
 def constant_per_group(ideal: Sequence[float], truth: Sequence[float], groups: Sequence[str]) -> np.ndarray:
