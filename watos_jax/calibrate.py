@@ -6,9 +6,9 @@ A weak prior, one row's weight at a factor e from `START`, keeps fields in place
 Errors are quoted on rows whose configuration was left out of the fit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -48,6 +48,10 @@ FOLDS: Final = 5
 
 StepTime = Callable[[System, Transformer, Strategy, Layout], Scalar]
 """An execution model: s per optimizer step of a strategy on a system."""
+
+
+Times = Callable[[Efficiency, Any], Float[Array, " rows"]]
+"""s of every row, from an efficiency and arrays over rows."""
 
 
 def estimated(system: System, model: Transformer, strategy: Strategy, layout: Layout) -> Scalar:
@@ -130,27 +134,63 @@ def fit(runs: Sequence[Run], *, seed: int = 0, start: Efficiency = START, step_t
             f"{len(timed)} runs of {len(names)} configurations have a measured time: a fit needs at least "
             f"{2 * FOLDS} runs of {FOLDS} configurations"
         )
-    measured = np.log(np.array([run.step_time for run in timed], float))
-    problem = _Problem(stack(timed), measured, _fields(start), step_time)
+    return fit_times(
+        _of_runs(step_time),
+        stack(timed),
+        np.array([run.step_time for run in timed], float),
+        [run.configuration for run in timed],
+        start=start,
+        seed=seed,
+    )
+
+
+def fit_times(
+    times: Times,
+    arguments: Any,
+    measured: np.ndarray,
+    configurations: Sequence[Hashable],
+    *,
+    start: Efficiency,
+    seed: int = 0,
+) -> Fit:
+    """Fit efficiencies to measured times of anything that a function predicts.
+
+    Args:
+        times: s of every row from an efficiency and the arguments; the same function for the same kind of rows, so
+            that it compiles once.
+        arguments: arrays that the function takes, of all rows.
+        measured: s, shape (rows,).
+        configurations: label of each row; rows of one label are left out together.
+        start: where the fit starts, and the center of its prior; fields of 0 are not fitted.
+        seed: deals labels into folds.
+    """
+    target = np.log(measured)
+    problem = _Problem(arguments, target, _fields(start), times)
     center = np.log([float(leaf) for leaf in jax.tree.leaves(start) if leaf > 0])
-    vector = _levenberg_marquardt(problem, center, np.ones(len(timed)))
+    vector = _levenberg_marquardt(problem, center, np.ones(len(target)))
     fitted = problem.log_times(vector)
+    names = sorted(set(configurations), key=str)
     folds = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % FOLDS, strict=True))
-    fold = np.array([folds[run.configuration] for run in timed])
-    held_out = np.zeros(len(timed))
+    fold = np.array([folds[name] for name in configurations])
+    held_out = np.zeros(len(target))
     for number in range(FOLDS):
         without = _levenberg_marquardt(problem, center, (fold != number).astype(float))
         held_out = np.where(fold == number, problem.log_times(without), held_out)
     return Fit(
         efficiency=_to_record(np.exp(vector), problem.fields),
         relative_error=_to_record(_standard_error(vector, problem), problem.fields),
-        error=float(np.mean(np.abs(np.expm1(fitted - measured)))),
-        cross_validated_error=float(np.mean(np.abs(np.expm1(held_out - measured)))),
+        error=float(np.mean(np.abs(np.expm1(fitted - target)))),
+        cross_validated_error=float(np.mean(np.abs(np.expm1(held_out - target)))),
         predictions=np.exp(held_out),
         num_parameters=len(vector),
-        num_rows=len(timed),
+        num_rows=len(target),
         num_configurations=len(names),
     )
+
+
+@cache
+def _of_runs(step_time: StepTime) -> Times:
+    return lambda efficiency, stacked: _step_times(efficiency, stacked, step_time)
 
 
 def _fields(start: Efficiency) -> tuple[int, ...]:
@@ -173,27 +213,28 @@ def _step_times(efficiency: Efficiency, stacked: Stacked, step_time: StepTime) -
     return jax.vmap(one)(*stacked)
 
 
+@partial(jax.jit, static_argnums=(2, 3))
 def _log_times(
-    vector: Float[Array, " fields"], stacked: Stacked, fields: tuple[int, ...], step_time: StepTime
+    vector: Float[Array, " fields"], arguments: Any, fields: tuple[int, ...], times: Times
 ) -> Float[Array, " rows"]:
-    return jnp.log(_step_times(_to_record(jnp.exp(vector), fields), stacked, step_time))
+    return jnp.log(times(_to_record(jnp.exp(vector), fields), arguments))
 
 
 _jacobian = jax.jit(jax.jacfwd(_log_times), static_argnums=(2, 3))
 
 
 class _Problem(NamedTuple):
-    # runs, logarithms of what was measured, the fields that are fitted, and the execution model
-    stacked: Stacked
+    # arguments of the function, logarithms of what was measured, the fields that are fitted, and the function
+    arguments: Any
     measured: np.ndarray
     fields: tuple[int, ...]
-    step_time: StepTime
+    times: Times
 
     def log_times(self, vector: np.ndarray) -> np.ndarray:
-        return np.asarray(_log_times(jnp.asarray(vector), self.stacked, self.fields, self.step_time), float)
+        return np.asarray(_log_times(jnp.asarray(vector), self.arguments, self.fields, self.times), float)
 
     def jacobian(self, vector: np.ndarray) -> np.ndarray:
-        return np.asarray(_jacobian(jnp.asarray(vector), self.stacked, self.fields, self.step_time), float)
+        return np.asarray(_jacobian(jnp.asarray(vector), self.arguments, self.fields, self.times), float)
 
 
 def _levenberg_marquardt(problem: _Problem, center: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -32,10 +32,12 @@ def validate(
       watos validate network collectives.csv --json
     """  # noqa: D301
     prepare()
+    import jax
+
     from watos_jax import validate as validation
 
     kind = choice("KIND", kind, KINDS)
-    with progress(f"validating {kind}"):
+    with progress(f"validating {kind}"), jax.enable_x64(kind == "kernels"):  # curves are fitted
         report = getattr(validation, kind)(file)
     return json.dumps(report, indent=2, allow_nan=False) if as_json else _view(one_line(f"{kind} of {file}"), report)
 

@@ -84,8 +84,8 @@ than half of what a square array would, hence 256 here. ASSUMPTION: L2 port as i
 
 DGX_B200: Final = System(
     die=Die(
-        core_rows=4,
-        core_cols=37,
+        core_rows=148**0.5,
+        core_cols=148**0.5,
         core=Core(
             num_macs=4096,
             clock=2250 * TERA / (148 * 4096 * FLOP_PER_MAC),
@@ -103,8 +103,8 @@ DGX_B200: Final = System(
 )
 """Eight B200 SXM (NVIDIA DGX B200 data sheet, 2024): 2,250 TFLOP/s dense bf16; 180 GB usable at 8 TB/s; NVLink 900
 GB/s per direction; one 400 Gb/s port per GPU. ASSUMPTION: 148 multiprocessors of 4,096 multiply-accumulators,
-which makes the clock 1.86 GHz; L2 126 MB; shared and tensor memory together 256 bytes per clock; L2 port 64 bytes
-per clock; 4 nm as `GPU_N5`."""
+taken as a square, which makes the clock 1.86 GHz; L2 126 MB; shared and tensor memory together 256 bytes per clock; L2
+port 64 bytes per clock; 4 nm as `GPU_N5`."""
 
 DGX_B300: Final = replace(
     DGX_B200,

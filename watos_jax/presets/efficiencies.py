@@ -66,15 +66,15 @@ H100_NEMO: Final = Efficiency(
 NVIDIA DGX Cloud benchmarking recipes, 105 runs."""
 
 B200_MEGATRON: Final = Efficiency(
-    matmul_overhead=0.979,
-    matmul_rows=70.1,
-    matmul_cols=309,
-    attention_overhead=3.37,
-    attention_rows=102,
-    memory_overhead=0.785,
-    launch_time=1.25e-05,
-    collective_latency=6.97e-05,
-    network_overhead=1.38,
+    matmul_overhead=0.708,
+    matmul_rows=148,
+    matmul_cols=2.72e03,
+    attention_overhead=1,
+    attention_rows=100,
+    memory_overhead=0.662,
+    launch_time=9.52e-06,
+    collective_latency=1.6e-05,
+    network_overhead=0.897,
 )
 """Megatron-LM with Transformer Engine on B200, bf16, no overlap, dense models and mixtures: fitted to
 SimuMax v1.2 formal results, 24 runs."""

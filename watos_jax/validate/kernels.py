@@ -1,34 +1,36 @@
-"""Single kernels: predicted beside measured, with the efficiencies that steps of training were fitted to.
+"""Single kernels: the utilisation curves of `Efficiency` beside measured times, on kernels left out of the fit.
 
 A file holds matrix products (columns `m, n, k`), attention cores (`pass_, head_dim`), element-wise operators (`op, m,
 n`) or collectives (`op, n_ranks, size_bytes`), and the `chip` of each. The measured time is `time_us`, or follows from
-`tflops` or `busbw_GBs` by the convention of the row. No kernel entered a fit. The naive baseline has one utilisation
-of the peak (of FLOP, DRAM or link) per group.
+`tflops` or `busbw_GBs` by the convention of the row. At most four numbers of `Efficiency` are fitted to each group (a
+kernel library on a chip), by gradient; predicted is what kernels left out of the fit would take (five folds by shape).
+The naive baseline has one utilisation of the peak (of FLOP, DRAM or link) per group, fitted to the very rows.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
-from watos_jax.hardware import System
-from watos_jax.measured import CHIPS
+from watos_jax.calibrate import FOLDS, Times, fit_times
+from watos_jax.hardware import Die, Efficiency, System
+from watos_jax.measured import CHIPS, OTHER_BOARDS
 from watos_jax.network.layout import layout
 from watos_jax.network.times import slope_and_latency
-from watos_jax.operators.roofline import OperatorCost, attention_cost, elementwise_times, matmul_cost
-from watos_jax.presets import chips, efficiencies
+from watos_jax.operators.roofline import attention_cost, elementwise_times, matmul_cost
+from watos_jax.presets import chips
 from watos_jax.relax import HARD
 from watos_jax.strategy import Strategy
 from watos_jax.units import GIGA, MICRO, TERA
 from watos_jax.validate.errors import Report, constant_per_group, number, report, rows_of
 from watos_jax.workload import ELEMENT_BYTES, Attention, Elementwise, Matmuls
 
-SOURCE_OF_SET: Final = {"A100": "Megatron-LM", "H100": "NeMo", "B200": "SimuMax"}
-"""Source whose efficiency stands for each chip."""
 BACKWARD_OF_FLASH: Final = 2.5
 """FLOP of a flash backward pass over those of the forward pass, in the convention of its authors."""
 
@@ -37,16 +39,34 @@ class Kernel(NamedTuple):
     """One measured kernel.
 
     Attributes:
-        group: what it is compared with.
+        group: what it is compared with, and fitted together with.
+        shape: rows of one shape are left out together.
         measured: s.
-        predicted: s.
+        arguments: what the function of its kind takes.
         ideal: s at the peak, for the baseline.
     """
 
     group: str
+    shape: tuple[float, ...]
     measured: float
-    predicted: float
+    arguments: Any
     ideal: float
+
+
+class Kind(NamedTuple):
+    """One kind of file.
+
+    Attributes:
+        columns: that it must have.
+        read: a row on its chip as a kernel.
+        times: s from an efficiency and the stacked arguments.
+        start: where the fit starts; its fields above 0 are those that are fitted.
+    """
+
+    columns: frozenset[str]
+    read: Callable[[Mapping[str, str], System], Kernel]
+    times: Times
+    start: Efficiency
 
 
 class _Left(Exception):
@@ -55,48 +75,61 @@ class _Left(Exception):
 
 
 def kernels(path: str | Path) -> Report:
-    """Compare times of single kernels with the roofline and its fitted efficiencies.
+    """Compare times of single kernels with the roofline and utilisation curves fitted to other shapes.
 
     Args:
         path: a CSV file of kernels.
+
+    Returns:
+        The keys of `errors.report`, and `efficiency`: fitted numbers of each group. A group needs ten kernels of five
+        shapes; those of a smaller one are skipped.
 
     Raises:
         ValueError: the file cannot be read, is of no known kind, or no row can be used.
     """
     rows = rows_of(path)
     columns = set(rows[0]) if rows else set()
-    found = next((read for needed, read in KINDS if needed <= columns), None)
-    if found is None:
-        raise ValueError(f"{path} has no columns of kernels: it must have one of {_kinds()}")
-    skipped, used = Counter[str](), list[Kernel]()
-    predictions = list[dict[str, Any]]()
+    kind = next((one for one in KINDS if one.columns <= columns), None)
+    if kind is None:
+        needed = "; ".join(", ".join(sorted(one.columns)) for one in KINDS)
+        raise ValueError(f"{path} has no columns of kernels: it must have one of {needed}")
+    skipped, groups = Counter[str](), defaultdict[str, list[tuple[str, Kernel]]](list)
     for line, row in enumerate(rows, start=2):
         try:
-            one = found(row, _system(row))
+            one = kind.read(row, _system(row))
         except _Left as reason:
             skipped[str(reason)] += 1
+        else:
+            groups[one.group].append((row.get("row_id") or str(line), one))
+    predictions, labels, ideal = list[dict[str, Any]](), list[str](), list[float]()
+    fitted = dict[str, dict[str, float]]()
+    for name, members in sorted(groups.items()):
+        shapes = [one.shape for _, one in members]
+        if len(members) < 2 * FOLDS or len(set(shapes)) < FOLDS:
+            skipped[f"fewer than {2 * FOLDS} kernels of {FOLDS} shapes in a group"] += len(members)
             continue
-        used.append(one)
-        name = row.get("row_id") or str(line)
-        predictions.append({"row_id": name, "measured": one.measured, "predicted": one.predicted})
-    groups = [one.group for one in used]
-    naive = constant_per_group([one.ideal for one in used], [one.measured for one in used], groups) if used else None
-    return report(path, len(rows), skipped, groups, predictions, naive)
-
-
-def _kinds() -> str:
-    return "; ".join(", ".join(sorted(needed)) for needed, _ in KINDS)
+        truth = np.array([one.measured for _, one in members])
+        stacked = jax.tree.map(lambda *leaves: jnp.asarray(leaves, float), *(one.arguments for _, one in members))
+        found = fit_times(kind.times, stacked, truth, shapes, start=kind.start)
+        for (row_id, one), time in zip(members, found.predictions, strict=True):
+            predictions.append({"row_id": row_id, "measured": one.measured, "predicted": float(time)})
+            ideal.append(one.ideal)
+            labels.append(name)
+        fitted[name] = {
+            field: float(getattr(found.efficiency, field))
+            for field in kind.start.__dataclass_fields__
+            if getattr(kind.start, field) > 0
+        }
+    right = [one["measured"] for one in predictions]
+    naive = constant_per_group(ideal, right, labels) if predictions else None
+    return report(path, len(rows), skipped, labels, predictions, naive) | {"efficiency": fitted}
 
 
 def _system(row: Mapping[str, str]) -> System:
     words = row["chip"].replace("-", " ").split()
-    name = words[0] if words else ""
-    if name not in SOURCE_OF_SET or "PCIe" in row["chip"]:
+    if not words or words[0] not in CHIPS or OTHER_BOARDS.intersection(words):
         raise _Left(f"chip without a preset: {row['chip'] or 'blank'}")
-    efficiency = efficiencies.of(name, SOURCE_OF_SET[name])
-    if efficiency is None:
-        raise _Left(f"no fitted efficiency for {name}")
-    return replace(CHIPS[name], efficiency=efficiency)
+    return CHIPS[words[0]]
 
 
 def _sizes(row: Mapping[str, str], *names: str) -> list[float]:
@@ -119,19 +152,17 @@ def _matmul(row: Mapping[str, str], system: System) -> Kernel:
         raise _Left("time_us and tflops blank")
     seconds = time * MICRO if time is not None else flop / ((rate or 1.0) * TERA)
     kind = "grouped products" if "grouped" in row.get("kind", "") else "products"
-    cost = _matmul_cost(system, jnp.array([m]), jnp.array([n]), jnp.array([k]), jnp.array([count]))
-    return Kernel(f"{kind} on {row['chip']}", seconds, float(cost.forward[0]), flop / float(system.die.flop_rate))
+    arguments = (system.die, (m, n, k, count))
+    ideal = flop / float(system.die.flop_rate)
+    return Kernel(f"{kind} on {row['chip']}", (m, n, k, count), seconds, arguments, ideal)
 
 
-@jax.jit
-def _matmul_cost(system: System, m: jax.Array, n: jax.Array, k: jax.Array, count: jax.Array) -> OperatorCost:
-    shapes = Matmuls(rows=m, cols=n, depth=k, count=count)
-    return matmul_cost(system.die, system.efficiency, shapes, jnp.asarray(ELEMENT_BYTES), HARD)
+def _matmul_times(efficiency: Efficiency, arguments: tuple[Die, tuple[Array, ...]]) -> Float[Array, " rows"]:
+    def one(die: Die, sizes: tuple[Array, ...]) -> Float[Array, ""]:
+        shapes = Matmuls(*(size[None] for size in sizes))
+        return matmul_cost(die, efficiency, shapes, jnp.asarray(ELEMENT_BYTES), HARD).forward[0]
 
-
-@jax.jit
-def _attention_cost(system: System, shape: Attention) -> OperatorCost:
-    return attention_cost(system.die, system.efficiency, shape, HARD)
+    return jax.vmap(one)(*arguments)
 
 
 def _attention(row: Mapping[str, str], system: System) -> Kernel:
@@ -153,16 +184,26 @@ def _attention(row: Mapping[str, str], system: System) -> Kernel:
         sequence=length,
         materialised=1.0 if "standard" in row["kernel"] else 0.0,
     )
-    shape = jax.tree.map(jnp.asarray, shape)
     passes = {"fwd": 1.0, "bwd": BACKWARD_OF_FLASH, "fwd+bwd": 1.0 + BACKWARD_OF_FLASH}
     if part not in passes:
         raise _Left(f"pass_ is {part or 'blank'}")
     forward = 2.0 * batch * length * keys * heads * (width + value)
     counted = passes[part] * forward * (2.0 if whole and causal else 1.0)
-    cost = _attention_cost(system, shape)
-    both = {"fwd": cost.forward, "bwd": cost.backward, "fwd+bwd": cost.forward + cost.backward}
+    share = (float("fwd" in part), float("bwd" in part))
     ideal = passes[part] * forward / float(system.die.flop_rate)
-    return Kernel(f"{row['kernel']} on {row['chip']}", counted / (rate * TERA), float(both[part]), ideal)
+    sizes = (batch, length, heads, width, keys, *share)
+    arguments = (system.die, shape, share)
+    return Kernel(f"{row['kernel']} on {row['chip']}", sizes, counted / (rate * TERA), arguments, ideal)
+
+
+def _attention_times(
+    efficiency: Efficiency, arguments: tuple[Die, Attention, tuple[Array, Array]]
+) -> Float[Array, " rows"]:
+    def one(die: Die, shape: Attention, share: tuple[Array, Array]) -> Float[Array, ""]:
+        cost = attention_cost(die, efficiency, shape, HARD)
+        return share[0] * cost.forward + share[1] * cost.backward
+
+    return jax.vmap(one)(*arguments)
 
 
 PASSES: Final = {"softmax": 2.0, "layernorm": 2.0, "gelu": 2.0}
@@ -174,15 +215,17 @@ def _elementwise(row: Mapping[str, str], system: System) -> Kernel:
     if row["op"] not in PASSES:
         raise _Left(f"operator {row['op']}")
     moved = PASSES[row["op"]] * ELEMENT_BYTES * m * n
-    zero = jnp.zeros(())
-    traffic = Elementwise(zero, zero, zero, jnp.asarray(moved), zero, zero)
-    seconds = float(_elementwise_times(system, traffic).activation)
-    return Kernel(f"{row['op']} on {row['chip']}", time * MICRO, seconds, moved / float(system.die.memory.bandwidth))
+    ideal = moved / float(system.die.memory.bandwidth)
+    return Kernel(f"{row['op']} on {row['chip']}", (m, n), time * MICRO, (system.die, moved), ideal)
 
 
-@jax.jit
-def _elementwise_times(system: System, traffic: Elementwise) -> Elementwise:
-    return elementwise_times(system.die, system.efficiency, traffic, HARD)
+def _elementwise_times(efficiency: Efficiency, arguments: tuple[Die, Array]) -> Float[Array, " rows"]:
+    def one(die: Die, moved: Array) -> Float[Array, ""]:
+        zero = jnp.zeros_like(moved)
+        traffic = Elementwise(zero, zero, zero, moved, zero, zero)
+        return elementwise_times(die, efficiency, traffic, HARD).activation
+
+    return jax.vmap(one)(*arguments)
 
 
 SHARES: Final = {"all_reduce": 1.0, "reduce_scatter": 0.5, "all_gather": 0.5}
@@ -205,22 +248,42 @@ def _collective(row: Mapping[str, str], system: System) -> Kernel:
     first, last = system.tiers
     system = replace(system, tiers=(replace(first, cols=within), replace(last, cols=nodes)))
     all_reduce = jax.tree.map(jnp.asarray, layout(system, Strategy(data_parallel=ranks, global_batch_size=ranks)).data)
-    slope, latency = slope_and_latency(system, system.efficiency, all_reduce)
+    slope, latency = slope_and_latency(system, Efficiency(), all_reduce)
     link = float((first if nodes == 1 else last).link.bandwidth)
     seconds = time * MICRO if time is not None else carried / ((bus or 1.0) * GIGA)
-    return Kernel(
-        f"{op} on {row['chip']}",
-        seconds,
-        SHARES[op] * (size * float(slope) + float(latency) - float(system.efficiency.collective_latency))
-        + float(system.efficiency.collective_latency),
-        carried / link,
-    )
+    arguments = (SHARES[op] * size * float(slope), SHARES[op] * float(latency))
+    return Kernel(f"{op} on {row['chip']}", (ranks, nodes, size), seconds, arguments, carried / link)
 
 
-KINDS: Final[tuple[tuple[set[str], Callable[[Mapping[str, str], System], Kernel]], ...]] = (
-    ({"chip", "m", "n", "k"}, _matmul),
-    ({"chip", "pass_", "head_dim", "tflops"}, _attention),
-    ({"chip", "n_ranks", "size_bytes"}, _collective),
-    ({"chip", "op", "m", "n", "time_us"}, _elementwise),
+def _collective_times(efficiency: Efficiency, arguments: tuple[Array, Array]) -> Float[Array, " rows"]:
+    carried, hops = arguments
+    return carried * (1.0 + efficiency.network_overhead) + hops + efficiency.collective_latency
+
+
+KINDS: Final[Sequence[Kind]] = (
+    Kind(
+        frozenset({"chip", "m", "n", "k"}),
+        _matmul,
+        _matmul_times,
+        Efficiency(matmul_overhead=0.3, matmul_rows=100.0, matmul_cols=300.0, launch_time=5e-6),
+    ),
+    Kind(
+        frozenset({"chip", "pass_", "head_dim", "tflops"}),
+        _attention,
+        _attention_times,
+        Efficiency(attention_overhead=1.0, attention_rows=100.0, memory_overhead=0.3, launch_time=5e-6),
+    ),
+    Kind(
+        frozenset({"chip", "n_ranks", "size_bytes"}),
+        _collective,
+        _collective_times,
+        Efficiency(network_overhead=0.3, collective_latency=2e-5),
+    ),
+    Kind(
+        frozenset({"chip", "op", "m", "n", "time_us"}),
+        _elementwise,
+        _elementwise_times,
+        Efficiency(memory_overhead=0.3, launch_time=5e-6),
+    ),
 )
-"""Columns of each kind of file, and how one of its rows is read."""
+"""Files of kernels, and the at most four numbers that are fitted to each group."""
