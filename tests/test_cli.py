@@ -108,7 +108,7 @@ def design():
 def returns(value):
     """A search that takes no time."""
 
-    def codesign(model, budget, *, options, objective, progress):
+    def codesign(model, budget, *, options, objective, gap, time_limit, progress):
         progress("descend", 0.5)
         if isinstance(value, BaseException):
             raise value
@@ -260,6 +260,17 @@ def test_codesign_prints_one_object(answer, design, monkeypatch):
     assert record["strategy"]["global_batch_size"] == 512
 
 
+def test_codesign_prints_what_is_proven(answer, watos, design, monkeypatch):
+    proof = wj.Certificate(50.0, 49.0, 2000, 300, 40, 5000, 1e9, 3.0)
+    monkeypatch.setattr(search, "codesign", returns(replace(design, certificate=proof)))
+    record = answer("codesign", "llama3-70b")["certificate"]
+    assert record.pop("gap") == pytest.approx(50.0 / 49.0 - 1.0)
+    assert record == vars(proof)
+    assert re.search(r"proven gap +2.0 % [(]40 strategies in 300 boxes[)]", watos("codesign", "llama3-70b")[1])
+    monkeypatch.setattr(search, "codesign", returns(design))
+    assert answer("codesign", "llama3-70b")["certificate"] is None
+
+
 def test_codesign_prints_tables(watos, design, monkeypatch):
     monkeypatch.setattr(search, "codesign", returns(design))
     status, out, err = watos("codesign", "llama3-70b")
@@ -269,7 +280,7 @@ def test_codesign_prints_tables(watos, design, monkeypatch):
 
 
 WORDS = [["--budget", "dense-198"], ["--global-batch-size", "1024"], ["--objective", "tokens-per-joule"]]
-WORDS += [["--objective", "tokens-per-dollar", "--prices", "ttm-n7"]]
+WORDS += [["--objective", "tokens-per-dollar", "--prices", "ttm-n7"], ["--gap", "0.02", "--time-limit", "5"]]
 
 
 def test_codesign_prices_what_it_is_asked(answer, watos, design, prices, monkeypatch):
@@ -286,8 +297,8 @@ def test_codesign_prices_what_it_is_asked(answer, watos, design, prices, monkeyp
 def test_codesign_searches_what_it_is_asked(watos, design, monkeypatch, words):
     asked = {}
 
-    def codesign(model, budget, *, options, objective, progress):
-        asked.update(budget=budget, options=options, objective=objective)
+    def codesign(model, budget, *, options, objective, gap, time_limit, progress):
+        asked.update(budget=budget, options=options, objective=objective, gap=gap, time_limit=time_limit)
         return design
 
     monkeypatch.setattr(search, "codesign", codesign)
@@ -296,6 +307,8 @@ def test_codesign_searches_what_it_is_asked(watos, design, monkeypatch, words):
     expected = wj.presets.budgets.NAMES["dense-198" if "--budget" in words else "default"]
     assert asked["budget"] is expected
     assert asked["options"].global_batch_size == (1024 if "--global-batch-size" in words else 512)
+    assert asked["gap"] == (0.02 if "--gap" in words else search.GAP)
+    assert asked["time_limit"] == (5.0 if "--time-limit" in words else search.TIME_LIMIT)
     name = words[1] if "--objective" in words else "tokens-per-second"
     prices = wj.presets.prices.TTM_N7 if "--prices" in words else wj.presets.prices.ACTUARY_N7
     assert asked["objective"] == replace(OBJECTIVES[name], prices=prices)
@@ -443,6 +456,8 @@ BAD = [
     (["estimate", "llama3-70b", *WAFER, "--global-batch-size", "10000001"], "--global-batch-size is '10000001'"),
     (["estimate", "llama3-70b", *WAFER, "--sequence-length", "0"], "--sequence-length is '0'"),
     (["codesign", "llama3-70b", "--sequence-length", "-8"], "--sequence-length is '-8'"),
+    (["codesign", "llama3-70b", "--gap", "-1"], "--gap is '-1': it must be a number from 0 to 1,000,000"),
+    (["codesign", "llama3-70b", "--time-limit", "soon"], "--time-limit is 'soon': it must be a number from 0"),
     (["codesign", "llama3-70b", "--global-batch-size", "0.5"], "--global-batch-size is '0.5'"),
     (["codesign", "llama3-70b", "--budget", "defaults"], "--budget is 'defaults'.*did you mean default"),
     (["codesign", "llama3-70b", "--objective", "tokens"], "--objective is 'tokens'.*tokens-per-second"),
