@@ -31,11 +31,11 @@ from watos_jax.relax import HARD as HARD
 from watos_jax.relax import Hard as Hard
 from watos_jax.relax import Relaxation as Relaxation
 from watos_jax.relax import Smooth as Smooth
+from watos_jax.search.candidates import Infeasible as Infeasible
 from watos_jax.search.central import Schedule as Schedule
 from watos_jax.search.central import central as central
 from watos_jax.search.certificate import Certificate as Certificate
 from watos_jax.search.codesign import Design as Design
-from watos_jax.search.codesign import Infeasible as Infeasible
 from watos_jax.search.codesign import codesign as codesign
 from watos_jax.search.plan import Plan as Plan
 from watos_jax.search.plan import plan as plan

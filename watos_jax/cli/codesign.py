@@ -15,6 +15,7 @@ from watos_jax.report.records import design_record
 from watos_jax.report.tables import design_view
 from watos_jax.search import codesign as search
 from watos_jax.search import shadow
+from watos_jax.search.candidates import OPTIONS
 from watos_jax.search.objective import OBJECTIVES
 
 
@@ -66,7 +67,7 @@ def codesign(
     most, seconds = number("--gap", gap, high=1e6), number("--time-limit", time_limit, high=1e6)
     chosen = budgets.NAMES[choice("--budget", budget, budgets.NAMES)]
     transformer = model_of(model, sequence_length)
-    options = replace(search.OPTIONS, global_batch_size=batch)
+    options = replace(OPTIONS, global_batch_size=batch)
     with progress(f"designing a wafer for {model}") as report, CompileClock() as clock:
         design = search.codesign(
             transformer, chosen, options=options, objective=goal, gap=most, time_limit=seconds, progress=report

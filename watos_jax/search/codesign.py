@@ -1,6 +1,6 @@
 """Co-design: the split of a wafer's area and the training strategy, together.
 
-1. Enumerate die grids, the die edges that carry memory, and every strategy that tiles each grid.
+1. Enumerate die grids, the die edges that carry memory, and every strategy that tiles each grid (`candidates`).
 2. Score all of them, hard, at one first guess of the hardware, the best of each grid at several; keep the most
    promising.
 3. Descend the hardware knobs of the kept ones, all at once (`descend`).
@@ -10,15 +10,11 @@
 5. Prove how far the result is from the best of all candidates and lattice points, and replace it by a better one that
    the proof comes across (`certificate`). Only where the objective is the step time and nothing overlaps; other
    designs have no proof.
-
-Neglected: on a square window, grids of more rows than columns, which are the same wafers turned by 90 degrees with a
-serpentine that runs the other way.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -26,17 +22,16 @@ import numpy as np
 
 from watos_jax.batch import map_chunks
 from watos_jax.estimate import ROUNDING, Estimate, estimate
-from watos_jax.hardware import Budget, Knobs, System, Tier, Wafer
+from watos_jax.hardware import Budget, Knobs, Wafer
 from watos_jax.model import Transformer
 from watos_jax.search import lattice
+from watos_jax.search.candidates import OPTIONS, Candidates, Infeasible, candidates, take
 from watos_jax.search.certificate import Certificate, certify
-from watos_jax.search.descend import ROUNDS, STEPS, Candidate, Point, Shared, descend, score
+from watos_jax.search.descend import ROUNDS, STEPS, Point, Shared, descend, score
 from watos_jax.search.objective import STEP_TIME, Objective
-from watos_jax.search.space import Options, StrategySpace, strategies
-from watos_jax.strategy import Layout, Strategy
+from watos_jax.search.space import Options
+from watos_jax.strategy import Strategy
 
-OPTIONS: Final = Options(least_use=0.9)
-"""Strategies that co-design chooses from: those that occupy at least 90 % of the dies."""
 KEPT = 256
 """Candidates that are descended."""
 DESCENDED_AT_ONCE = 128
@@ -53,10 +48,6 @@ TIME_LIMIT: Final = 60.0
 """Seconds after which a search ends with the gap that is proven by then."""
 OFF_LIMITS = 20.0
 """Weight of a broken limit against the objective when first guesses are ranked, both in logarithms."""
-
-
-class Infeasible(ValueError):
-    """No design of the budget fits; the message names the limit, the excess and the least change."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +107,7 @@ def codesign(
     gap: float = GAP,
     time_limit: float = TIME_LIMIT,
     progress: Callable[[str, float], None] | None = None,
+    improved: Callable[[Point, float, int], None] | None = None,
 ) -> Design:
     """Choose the hardware and the strategy that train the model best within the budget.
 
@@ -127,6 +119,8 @@ def codesign(
         gap: of the step time over its proven lower bound, at which the proof ends; 0 finds the best design there is.
         time_limit: s after which the proof ends with the gap it has; the search before it is not cut short.
         progress: called with a phase's name and the share of it that is done.
+        improved: called with every better design on the way, as a row of points, its objective, and the estimates made
+            so far.
 
     Returns:
         The best design found; it is feasible by the hard model.
@@ -138,7 +132,7 @@ def codesign(
     for name, given in (("gap", gap), ("time_limit", time_limit)):
         if not 0.0 <= given < np.inf:
             raise ValueError(f"{name} is {given:g}: it must be finite, 0 or more")
-    search = _Search(model, budget, options, objective, progress or (lambda phase, share: None))
+    search = _Search(model, budget, options, objective, progress or (lambda phase, share: None), improved)
     return search.run(gap, time_limit)
 
 
@@ -152,25 +146,27 @@ class _Search:
         options: Options,
         objective: Objective,
         progress: Callable[[str, float], None],
+        improved: Callable[[Point, float, int], None] | None = None,
     ):
         self.model, self.budget, self.options, self.progress = model, budget, options, progress
         self.objective = objective
         self.started = time.perf_counter()
         self.evaluations = 0
         self.phases: dict[str, float] = {}
-        self.pruned: dict[str, int] = {}
+        self.improved, self.value = improved, np.inf
+        self.candidates: Candidates
         self.shared: Shared
-        self.num_candidates = 0
 
     def run(self, gap: float, time_limit: float) -> Design:
-        enumerated = self._timed("enumerate", self._enumerate)
-        kept = self._timed("guess", lambda: self._guess(enumerated))
+        self._timed("enumerate", self._enumerate)
+        every = self.candidates.every
+        kept = self._timed("guess", self._guess)
         relaxed, values = self._timed("descend", lambda: self._descend(kept))
-        best, least = self._timed("round", lambda: self._round(enumerated[0], kept, relaxed, values))
+        best, least = self._timed("round", lambda: self._round(every, kept, relaxed, values))
         proven = None
         if _is_provable(self.budget, self.objective) and self._scores(best)[1][0] <= ROUNDING:
             left = max(time_limit - (time.perf_counter() - self.started), 0.0)
-            best, least, proven = self._timed("prove", lambda: self._prove(enumerated[0], best, least, gap, left))
+            best, least, proven = self._timed("prove", lambda: self._prove(every, best, least, gap, left))
         return self._timed("report", lambda: self._design(best, least, proven))
 
     def _timed(self, phase: str, work: Callable[[], Any]) -> Any:
@@ -181,60 +177,17 @@ class _Search:
         self.progress(phase, 1.0)
         return result
 
-    def _enumerate(self) -> tuple[Point, np.ndarray, list[np.ndarray]]:
-        # every (grid, sides, strategy) at its middle guess; the group of each point; the guesses of each group
-        spaces, blocks, guesses, offset = [], [], [], 0
-        for rows, cols in self._grids():
-            space = self._space(rows, cols)
-            if space is None:
-                continue
-            spaces.append(space)
-            for sides in self.budget.memory_sides:
-                found = lattice.first_guesses(self.budget, rows, cols, sides)
-                if not len(found):
-                    self._count("memory leaves no room for a die")
-                    continue
-                blocks.append(_points(space, (rows, cols), sides, found[len(found) // 2], offset))
-                guesses.append(found)
-            offset += len(space.layouts.pipeline_volume)
-        if not blocks:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.pruned.items())
-            raise Infeasible(f"no die grid of the budget can hold the model: {reasons}")
-        layouts = jax.tree.map(lambda *parts: np.concatenate(parts), *(space.layouts for space in spaces))
-        self.shared = Shared(self.budget, self.model, self.objective, _padded(layouts))
-        group = np.concatenate([np.full(len(block.knobs), number) for number, block in enumerate(blocks)])
-        self.num_candidates = len(group)
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *blocks), group, guesses
-
-    def _grids(self) -> list[tuple[int, int]]:
-        # a square window: a grid and its transpose differ only in the direction of the serpentine
-        square = float(self.budget.wafer.window_width) == float(self.budget.wafer.window_height)
-        ranges = [range(low, high + 1) for low, high in (self.budget.die_rows, self.budget.die_cols)]
-        return [(rows, cols) for rows, cols in product(*ranges) if not square or rows <= cols]
-
-    def _space(self, rows: int, cols: int) -> StrategySpace | None:
-        template = self.budget.wafer.system
-        mesh = Tier(rows=rows, cols=cols, link=self.budget.wafer.d2d)
-        system = System(die=template.die, tiers=(mesh,), technology=template.technology)
-        try:
-            space = strategies(system, self.model, self.options, max_stages=self.options.max_pipeline)
-        except ValueError:
-            self._count("no strategy uses enough of the grid's dies")
-            return None
-        for reason, count in space.pruned.items():
-            self._count(reason, count)
-        return space
-
-    def _count(self, reason: str, count: int = 1) -> None:
-        self.pruned[reason] = self.pruned.get(reason, 0) + count
+    def _enumerate(self) -> None:
+        self.candidates = candidates(self.model, self.budget, options=self.options, objective=self.objective)
+        self.shared = self.candidates.shared
 
     def _scores(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
         self.evaluations += len(points.knobs)
         result = map_chunks(score, self.shared, points)
         return result.value, result.excess
 
-    def _guess(self, enumerated: tuple[Point, np.ndarray, list[np.ndarray]]) -> Point:
-        points, group, guesses = enumerated
+    def _guess(self) -> Point:
+        points, group, guesses = self.candidates.every, self.candidates.group, self.candidates.guesses
         order = np.argsort(self._merit(points), kind="stable")
         by_group = order[np.argsort(group[order], kind="stable")]
         starts = np.searchsorted(group[by_group], np.arange(len(guesses)))
@@ -242,10 +195,10 @@ class _Search:
         promising = by_group[rank < SHARE]
         rows = np.concatenate([np.full(len(guesses[group[row]]), row) for row in promising])
         knobs = np.concatenate([guesses[group[row]] for row in promising])
-        tried = _take(points, rows)._replace(knobs=knobs)
+        tried = take(points, rows)._replace(knobs=knobs)
         best = np.argsort(self._merit(tried), kind="stable")
         _, first = np.unique(rows[best], return_index=True)
-        return _take(tried, best[np.sort(first)[:KEPT]])
+        return take(tried, best[np.sort(first)[:KEPT]])
 
     def _merit(self, points: Point) -> np.ndarray:
         values, excess = self._scores(points)
@@ -262,15 +215,15 @@ class _Search:
         starts = self._around(points, best, relaxed[best])[:REFINED]
         found = min((self._refine(points, start) for start in starts), key=lambda one: one.rank)
         least = float(values[found.owner])
-        chosen = _take(points, np.array([found.owner]))
+        chosen = take(points, np.array([found.owner]))
         while True:
             # the best strategy for the hardware, the best hardware for the strategy, until neither changes
             same = [np.asarray(every.candidate[i]) == chosen.candidate[i] for i in range(4)]
-            rivals = _take(every, np.flatnonzero(np.all(same, axis=0)))
+            rivals = take(every, np.flatnonzero(np.all(same, axis=0)))
             rival = min(self._best_of_each(rivals, *_everywhere(len(rivals.knobs), found.point)), key=lambda r: r.rank)
             if rival.rank >= found.rank:
                 return chosen._replace(knobs=lattice.values_at(self.budget, found.point)[None]), least
-            chosen = _take(rivals, np.array([rival.owner]))
+            chosen = take(rivals, np.array([rival.owner]))
             knobs, descended = self._descend(self._starts(chosen, lattice.values_at(self.budget, rival.point)))
             starts = [rival._replace(owner=0), *self._around(chosen, np.zeros(len(knobs), int), knobs)]
             found = min((self._refine(chosen, start) for start in starts), key=lambda one: one.rank)
@@ -285,6 +238,7 @@ class _Search:
         found, better = certify(self.shared, every, best, gap=gap, time_limit=time_limit, progress=report)
         self.evaluations += found.evaluations
         if better is not best:
+            self._note(better, float(self._scores(better)[0][0]))
             _, descended = self._descend(self._starts(better, np.asarray(better.knobs[0])))
             least = float(descended.min())
         return better, least, found
@@ -294,7 +248,7 @@ class _Search:
         grid = [int(np.asarray(chosen.candidate[i])[0]) for i in range(4)]
         guesses = lattice.first_guesses(self.budget, grid[0], grid[1], (grid[2], grid[3]))
         knobs = np.concatenate([knobs[None], guesses])
-        return _take(chosen, np.zeros(len(knobs), int))._replace(knobs=knobs)
+        return take(chosen, np.zeros(len(knobs), int))._replace(knobs=knobs)
 
     def _around(self, points: Point, rows: np.ndarray, relaxed: np.ndarray) -> list["_Found"]:
         # of each relaxed design the best lattice point within one step
@@ -316,11 +270,20 @@ class _Search:
     def _best_of_each(self, points: Point, owners: np.ndarray, indices: np.ndarray) -> list["_Found"]:
         # of each candidate the best feasible lattice point, or the one that exceeds its limits least; best first
         knobs = lattice.values_at(self.budget, indices)
-        values, excess = self._scores(_take(points, owners)._replace(knobs=knobs))
+        values, excess = self._scores(take(points, owners)._replace(knobs=knobs))
         order = np.lexsort((values, np.maximum(excess - ROUNDING, 0.0)))
         _, first = np.unique(owners[order], return_index=True)
         best = order[np.sort(first)]
+        if excess[best[0]] <= ROUNDING and values[best[0]] < self.value:
+            row = best[:1]
+            self._note(take(points, owners[row])._replace(knobs=knobs[row]), float(values[row[0]]))
         return [_Found(int(owners[row]), indices[row], float(values[row]), float(excess[row])) for row in best]
+
+    def _note(self, point: Point, value: float) -> None:
+        # in single precision the proof's better design may not look better
+        self.value = min(self.value, value)
+        if self.improved is not None:
+            self.improved(point, value, self.evaluations)
 
     def _design(self, best: Point, least: float, proven: Certificate | None) -> Design:
         candidate = jax.tree.map(lambda leaf: float(leaf[0]), best.candidate)
@@ -342,31 +305,14 @@ class _Search:
             value=value,
             relaxed_value=min(least, value),
             evaluations=self.evaluations,
-            candidates=self.num_candidates,
+            candidates=len(self.candidates),
             lattice_points=float(np.prod(lattice.counts(self.budget).astype(float))),
             wall_time=time.perf_counter() - self.started,
             phases=self.phases,
-            pruned=self.pruned,
+            pruned=self.candidates.pruned,
             at_bound=lattice.ends(self.budget, lattice.nearest(self.budget, np.asarray(best.knobs[0]))),
             certificate=proven,
         )
-
-
-def _points(
-    space: StrategySpace, grid: tuple[int, int], sides: tuple[int, int], knobs: np.ndarray, offset: int
-) -> Point:
-    count = len(space)
-    ones = np.ones(count)
-    geometry = (space.geometry + offset).astype(np.int32)
-    candidate = Candidate(ones * grid[0], ones * grid[1], ones * sides[0], ones * sides[1], space.strategies, geometry)
-    return Point(candidate, np.repeat(knobs[None], count, axis=0))
-
-
-def _padded(layouts: Layout) -> Layout:
-    # a power of two rows, so that budgets and models share compilations
-    count = len(layouts.pipeline_volume)
-    rows = np.minimum(np.arange(max(1024, 1 << (count - 1).bit_length())), count - 1)
-    return jax.tree.map(lambda leaf: leaf[rows], layouts)
 
 
 def _is_provable(budget: Budget, objective: Objective) -> bool:
@@ -376,10 +322,6 @@ def _is_provable(budget: Budget, objective: Objective) -> bool:
         0.0,
         0.0,
     )
-
-
-def _take(points: Point, rows: np.ndarray) -> Point:
-    return jax.tree.map(lambda leaf: leaf[rows], points)
 
 
 class _Found(NamedTuple):
