@@ -1,5 +1,6 @@
 """Every legal strategy on fixed hardware: the ranking, the counts, the nearest fit, the arguments of Megatron-LM."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from watos_jax.estimate import ROUNDING, estimate
+from watos_jax.memory import stages
 from watos_jax.presets import chips, models, wafers
 from watos_jax.report.megatron import megatron_arguments
 from watos_jax.search.plan import LIMITS, every_option, plan
@@ -115,9 +117,51 @@ def test_arguments_of_megatron():
     [
         ({"schedule": 1}, "schedule is gpipe: Megatron-LM runs 1F1B"),
         ({"recompute": 5}, "recompute is projections: Megatron-LM has no argument that stops there"),
-        ({"pipeline_parallel": 3}, "stages are uneven: 80 layers on 3 stages"),
     ],
 )
 def test_what_megatron_cannot_do_is_said(changes, sentence):
     strategy = replace(Strategy(tensor_cols=2, pipeline_parallel=4, global_batch_size=12), **changes)
     assert megatron_arguments(models.LLAMA3_70B, strategy)[1] == [sentence]
+
+
+def _layers_of(layout):
+    """Layers of every stage of a layout: brackets are written out first, then repeated letters."""
+    while "(" in layout:
+        head, rest = layout.split("(", 1)
+        inner, rest = rest.split(")*", 1)
+        count = re.match(r"\d+", rest).group()
+        layout = head + inner * int(count) + rest[len(count) :]
+    assert layout.startswith("E") and layout.endswith("L")
+    return [sum(int(count) for count in re.findall(r"t\*(\d+)", stage)) for stage in layout.split("|")]
+
+
+@pytest.mark.parametrize("model", [models.LLAMA3_70B, models.GSHARD_137B], ids=["dense", "mixture"])
+def test_uneven_stages_are_stated_as_arguments(model):
+    layers = int(model.num_layers)
+    for number in [number for number in range(2, 33) if layers % number]:
+        strategy = Strategy(pipeline_parallel=number, global_batch_size=64)
+        held = stages(model, strategy, layers)
+        ours = np.asarray(held.dense + held.mixture)[:number].astype(int).tolist()
+        arguments, missing = megatron_arguments(model, strategy)
+        assert missing == []
+        if "--pipeline-model-parallel-layout" in arguments:
+            stated = _layers_of(_value(arguments, "pipeline-model-parallel-layout"))
+        else:  # what the first and last stage leave is divided equally
+            first = int(_value(arguments, "decoder-first-pipeline-num-layers"))
+            has_last = "--decoder-last-pipeline-num-layers" in arguments
+            last = [int(_value(arguments, "decoder-last-pipeline-num-layers"))] if has_last else []
+            left, others = layers - first - sum(last), number - 1 - len(last)
+            assert left % others == 0
+            stated = [first, *[left // others] * others, *last]
+        assert stated == ours
+
+
+def test_uneven_stages_take_the_oldest_arguments_that_can_state_them():
+    def added(number):
+        strategy = Strategy(pipeline_parallel=number, global_batch_size=64)
+        words = megatron_arguments(models.LLAMA3_70B, strategy)[0]
+        return [word for word in words if "pipeline-num-layers" in word or "layout" in word]
+
+    assert added(3) == ["--decoder-first-pipeline-num-layers"]  # 26, 27, 27
+    assert added(6) == ["--pipeline-model-parallel-layout"]  # 13, 14, 14, 13, 13, 13
+    assert added(41) == ["--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers"]  # 1, 39 x 2, 1

@@ -1,7 +1,11 @@
-"""A strategy as arguments of Megatron-LM's `pretrain_gpt.py` (Megatron Core 0.9 and later)."""
+"""A strategy as arguments of Megatron-LM's `pretrain_gpt.py` (Megatron Core 0.13 and later, for every layer split)."""
 
+from itertools import groupby
 from typing import Final
 
+import numpy as np
+
+from watos_jax.memory import stages
 from watos_jax.model import Transformer
 from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, Strategy
 
@@ -19,7 +23,8 @@ def megatron_arguments(model: Transformer, strategy: Strategy) -> tuple[list[str
     Returns:
         The arguments, and a sentence for each choice that Megatron-LM has no argument for.
     """
-    arguments, missing = _model_arguments(model), []
+    arguments = _model_arguments(model)
+    missing: list[str] = []
     layers_per_chunk = model.num_layers / (strategy.pipeline_parallel * strategy.virtual_stages)
     arguments += _numbers(
         {
@@ -36,9 +41,7 @@ def megatron_arguments(model: Transformer, strategy: Strategy) -> tuple[list[str
     if strategy.virtual_stages > 1:
         arguments += _numbers({"num-layers-per-virtual-pipeline-stage": layers_per_chunk})
     elif model.num_layers % strategy.pipeline_parallel:
-        missing.append(
-            f"stages are uneven: {float(model.num_layers):g} layers on {float(strategy.pipeline_parallel):g} stages"
-        )
+        arguments += _uneven_stages(model, strategy)
     if strategy.sequence_parallel and strategy.tensor_parallel > 1:
         arguments.append("--sequence-parallel")
     if strategy.gradient_bytes == 4:
@@ -77,6 +80,25 @@ def _model_arguments(model: Transformer) -> list[str]:
     if not model.tied_embeddings:
         arguments.append("--untie-embeddings-and-output-weights")
     return arguments
+
+
+def _uneven_stages(model: Transformer, strategy: Strategy) -> list[str]:
+    # our split of the layers, by the oldest arguments that can state it: the first and last stage apart from equal
+    # others (Megatron Core 0.9), or the layers of every stage (0.13)
+    held = stages(model, strategy, int(model.num_layers))
+    layers = [int(number) for number in np.asarray(held.dense + held.mixture)[: int(strategy.pipeline_parallel)]]
+    first, others = layers[0], layers[1:]
+    if len(set(others)) == 1:
+        return _numbers({"decoder-first-pipeline-num-layers": first})
+    if len(set(others[:-1])) == 1:
+        return _numbers({"decoder-first-pipeline-num-layers": first, "decoder-last-pipeline-num-layers": others[-1]})
+    return ["--pipeline-model-parallel-layout", _layer_layout(layers)]
+
+
+def _layer_layout(layers: list[int]) -> str:
+    # E embedding, t a layer, L loss, | between stages; runs of equal stages in brackets, which Megatron does not nest
+    runs = (f"(t*{number}|)*{len(list(same))}" for number, same in groupby(layers[1:-1]))
+    return f"Et*{layers[0]}|{''.join(runs)}t*{layers[-1]}L"
 
 
 def _sharding(strategy: Strategy, missing: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Results as tables in the terminal, drawn from the dictionaries of `records`: what is shown is what JSON holds."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
@@ -268,7 +269,7 @@ def plan_view(title: str, record: Mapping[str, Any]) -> RenderableType:
         words = f"None fits; the nearest exceeds {nearest['binding'].replace('_', ' ')} by {excess}"
         return stacked(*parts, _ranking(words, [nearest]), margin_table(nearest))
     parts.append(_ranking("Fastest strategies that fit", record["best"]))
-    lines = [" ".join(record["megatron_arguments"]), *record["not_in_megatron"]]
+    lines = [shlex.join(record["megatron_arguments"]), *record["not_in_megatron"]]
     return stacked(*parts, Text("The first as arguments of Megatron-LM", "bold"), *(Text(line) for line in lines))
 
 
