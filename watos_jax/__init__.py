@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from watos_jax import batch as batch
+from watos_jax import faults as faults
 from watos_jax import formats as formats
 from watos_jax import pipeline as pipeline
 from watos_jax import presets as presets
@@ -39,6 +40,10 @@ from watos_jax.search.codesign import Design as Design
 from watos_jax.search.codesign import codesign as codesign
 from watos_jax.search.plan import Plan as Plan
 from watos_jax.search.plan import plan as plan
+from watos_jax.search.robust import Survival as Survival
+from watos_jax.search.robust import Survivor as Survivor
+from watos_jax.search.robust import naive as naive
+from watos_jax.search.robust import robust as robust
 from watos_jax.search.shadow import ShadowPrices as ShadowPrices
 from watos_jax.search.shadow import shadow_prices as shadow_prices
 from watos_jax.search.space import Options as Options

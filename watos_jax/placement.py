@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from watos_jax.network.contention import Network
+from watos_jax.network.detours import routes
 from watos_jax.network.geometry import Geometry
 from watos_jax.network.topology import folded, snake
 
@@ -53,6 +55,22 @@ class Grid(NamedTuple):
     cols: int
     height: int = 1
     width: int = 1
+
+
+class Terrain(NamedTuple):
+    """Places to choose from, as the search sees them.
+
+    Attributes:
+        hops: between any two places, shape (tiles, tiles).
+        routes: 1 on every directed link that the way from one to another takes, shape (tiles, tiles, links).
+        starts: orders of all places to start from, shape (starts, tiles).
+        position: number of each place in the order that `network.layout` counts, shape (tiles,).
+    """
+
+    hops: Float[np.ndarray, "tiles tiles"]
+    routes: Float[np.ndarray, "tiles tiles links"]
+    starts: Int[np.ndarray, "starts tiles"]
+    position: Int[np.ndarray, " tiles"]
 
 
 class Placement(NamedTuple):
@@ -146,16 +164,50 @@ def place(
     Raises:
         ValueError: more slots than rectangles.
     """
-    tiles = grid.rows * grid.cols
+    hops = grid_hops(grid).astype(float)
+    position = np.argsort(snake(grid.rows, grid.cols))
+    terrain = Terrain(hops, grid_routes(grid), starts(grid, seed), position)
+    return place_on(terrain, slots, paths, weights, gamma=gamma)
+
+
+def damaged_terrain(network: Network, tiles: Int[np.ndarray, "tiles dies"], seed: int = 0) -> Terrain:
+    """Rectangles on a mesh with damage: hops and links of the longest and of all ways between their like dies.
+
+    Args:
+        network: one damaged mesh.
+        tiles: dies of every rectangle, see `network.geometry.rectangles`.
+        seed: of the random starts.
+    """
+    fabric, count = network.fabrics[0], len(tiles)
+    ways = routes(fabric.rows, fabric.cols, fabric.damage.links if fabric.damage else ())
+    source, target = np.broadcast_arrays(tiles[:, None], tiles[None])
+    taken = np.zeros((count, count, len(ways.share) + 1))
+    first, second = np.indices((count, count))
+    taken[first[..., None, None], second[..., None, None], ways.links[source, target]] = 1.0
+    along, random = np.arange(count), np.random.default_rng(seed)
+    orders = [along, folded(along)] + [random.permutation(count) for _ in range(RANDOM_STARTS)]
+    return Terrain(ways.hops[source, target].max(axis=-1).astype(float), taken[..., :-1], np.stack(orders), along)
+
+
+def place_on(
+    terrain: Terrain,
+    slots: int,
+    paths: Int[np.ndarray, "paths 2"],
+    weights: Float[np.ndarray, " paths"] | None = None,
+    *,
+    gamma: float = GAMMA,
+) -> list[Placement]:
+    """Find orders of least cost on any terrain; arguments and answer as of `place`."""
+    tiles = len(terrain.hops)
     if slots > tiles:
         raise ValueError(f"slots is {slots}: it must be at most the {tiles} rectangles of the grid")
     heavy = np.ones(len(paths)) if weights is None else np.asarray(weights, float)
     more, spare = -tiles % MULTIPLE, -len(paths) % MULTIPLE
-    begun = starts(grid, seed)
+    begun = terrain.starts
     begun = np.concatenate([begun, np.tile(np.arange(tiles, tiles + more), (len(begun), 1))], axis=1)
     arrays = (
-        np.pad(grid_hops(grid).astype(float), (0, more)),
-        np.pad(grid_routes(grid), ((0, more), (0, more), (0, 4 * more))),
+        np.pad(terrain.hops, (0, more)),
+        np.pad(terrain.routes, ((0, more), (0, more), (0, -terrain.routes.shape[2] % (4 * MULTIPLE)))),
         np.pad(heavy, (0, spare)),
         np.pad(np.ones(len(paths)), (0, spare)),
         np.array([gamma, tiles, slots], float),
@@ -165,11 +217,10 @@ def place(
         *(jnp.asarray(a, jnp.result_type(float)) for a in arrays), jnp.asarray(numbers), jnp.asarray(begun)
     )
     orders, hops, conflicts = (np.asarray(part) for part in ends)
-    along = np.argsort(snake(grid.rows, grid.cols))  # position along the serpentine of each rectangle
     cost = hops + gamma * conflicts
     found: dict[tuple[int, ...], Placement] = {}
     for row in np.argsort(cost, kind="stable"):
-        order = along[orders[row, :slots]]
+        order = terrain.position[orders[row, :slots]]
         one = Placement(order, float(cost[row]), float(hops[row]), float(conflicts[row]))
         found.setdefault(tuple(order.tolist()), one)
     return list(found.values())

@@ -123,6 +123,8 @@ def ring_all_reduce(
         return nothing(network)
     ahead = np.concatenate((groups[:, 1:], groups[:, :1]), axis=1)
     one, two = ring_loads(network, groups, ahead)
+    if not one.any():  # one device does the work of all members
+        return nothing(network)
     if directions == "best":
         directions = "two" if tuple(two[::-1]) < tuple(one[::-1]) else "one"
     load = one if directions == "one" else two

@@ -7,6 +7,8 @@ that consecutive stages are neighbours. Where such a mesh is one of several (waf
 filled with whole replicas if at least one fits, as evenly as their number divides; else stages run on from wafer
 to wafer.
 
+On a mesh with damage rectangles are laid on living dies (`tiling`), in the order of a serpentine over their corners.
+
 On switches innermost (GPU clusters) ranks are numbered as in Megatron-LM: tensor fastest, then context, then data
 (with experts inside), then pipeline.
 """
@@ -17,6 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from watos_jax.network.contention import Network
+from watos_jax.network.tiling import corners, usable
 from watos_jax.network.topology import snake
 from watos_jax.strategy import Strategy
 from watos_jax.units import concrete
@@ -91,15 +94,17 @@ def misfit(network: Network, geometry: Geometry) -> str | None:
             return f"tensor_rows is {geometry.tensor_rows}: it must be at most the {fabric.rows} rows of dies"
         if geometry.tensor_cols > fabric.cols:
             return f"tensor_cols is {geometry.tensor_cols}: it must be at most the {fabric.cols} columns of dies"
-    if needed > network.num_devices:
-        return f"the strategy needs {needed} dies: it must need at most the {network.num_devices} of the system"
+    if needed > num_usable(network):
+        of = "of the system" if fabric.damage is None else "that live and are joined"
+        return f"the strategy needs {needed} dies: it must need at most the {num_usable(network)} {of}"
     if not fabric.is_switch and geometry.slots > num_rectangles(network, geometry):
         rows, cols = geometry.tensor_rows, geometry.tensor_cols
         turned = num_rectangles(network, geometry._replace(tensor_rows=cols, tensor_cols=rows))
+        where = "the system" if fabric.damage is None else "the living dies"
         hint = f" ({cols} x {rows} would do)" if turned >= geometry.slots else ""
         return (
             f"the strategy needs {geometry.slots} rectangles of {rows} x {cols} dies: it must need at most the "
-            f"{num_rectangles(network, geometry)} that tile the system{hint}"
+            f"{num_rectangles(network, geometry)} that tile {where}{hint}"
         )
     peers = geometry.data * geometry.context
     if peers % geometry.expert:
@@ -109,9 +114,19 @@ def misfit(network: Network, geometry: Geometry) -> str | None:
     return None
 
 
+def num_usable(network: Network) -> int:
+    """Devices that can take work: all but those that damage cuts off."""
+    fabric = network.fabrics[0]
+    if fabric.damage is None or fabric.damage.hosts:
+        return network.num_devices
+    return len(usable(fabric)) * (network.num_devices // fabric.num_nodes)
+
+
 def num_rectangles(network: Network, geometry: Geometry) -> int:
     """Tensor rectangles that the whole system holds."""
     fabric = network.fabrics[0]
+    if fabric.damage is not None and not fabric.damage.hosts:
+        return len(corners(fabric, geometry.tensor_rows, geometry.tensor_cols))
     tiles = (fabric.rows // geometry.tensor_rows) * (fabric.cols // geometry.tensor_cols)
     return tiles * (network.num_devices // fabric.num_nodes)
 
@@ -119,12 +134,15 @@ def num_rectangles(network: Network, geometry: Geometry) -> int:
 def rectangles(network: Network, geometry: Geometry) -> Int[np.ndarray, "rectangles dies"]:
     """Dies of each tensor rectangle of one innermost mesh, rectangles in serpentine order, dies row by row."""
     fabric = network.fabrics[0]
-    rows, cols = geometry.tensor_rows, geometry.tensor_cols
+    rows, cols, damage = geometry.tensor_rows, geometry.tensor_cols, fabric.damage
+    inside = (np.arange(rows)[:, None] * fabric.cols + np.arange(cols)).ravel()
+    if damage is not None and not damage.hosts:
+        return np.array(corners(fabric, rows, cols), int)[:, None] + inside
     across = fabric.cols // cols
     order = snake(fabric.rows // rows, across)
     corner = order // across * rows * fabric.cols + order % across * cols
-    inside = np.arange(rows)[:, None] * fabric.cols + np.arange(cols)
-    return corner[:, None] + inside.ravel()
+    dies = corner[:, None] + inside
+    return dies if damage is None else np.array(damage.hosts)[dies]
 
 
 def _slots(network: Network, geometry: Geometry, per_mesh: int) -> np.ndarray:

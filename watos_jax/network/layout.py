@@ -142,12 +142,12 @@ def _held(network: Network, place: Geometry, order: tuple[int, ...] | None) -> n
 def _tensor(network: Network, place: Geometry, order: tuple[int, ...] | None, code: int) -> Collective:
     """All-reduce within the tensor groups.
 
-    Rectangles of a mesh are disjoint and XY routes stay inside them: one stands for all. On a torus routes may
-    leave.
+    Rectangles of a whole mesh are disjoint and XY routes stay inside them: one stands for all. On a torus, and round
+    damage, routes may leave.
     """
     if place.tensor == 1:
         return nothing(network)
-    if network.fabrics[0].kind == "mesh":
+    if network.fabrics[0].kind == "mesh" and network.fabrics[0].damage is None:
         place, order = Geometry(place.tensor_rows, place.tensor_cols), None
     return _tensor_groups(network, place, order, code)
 

@@ -6,7 +6,9 @@ A torus takes the shorter way round and, where both are equal, the way of growin
 tables do; a dimension of fewer than three nodes has no wrap-around link. A switch gives every node one link in and
 one link out and never blocks inside.
 
-Neglects: adaptive and fault-avoiding routes, virtual channels, and arbitration losses inside a router.
+A mesh with damage has the routes of `detours`.
+
+Neglects: adaptive routes, virtual channels, and arbitration losses inside a router.
 """
 
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from watos_jax.network.detours import Damage, routes
 
 Nodes = Int[np.ndarray, "..."]
 """Node numbers of flow ends, any shape."""
@@ -33,11 +37,13 @@ class Fabric:
         kind: "mesh", "torus", "ring" or "switch".
         rows: rows of nodes.
         cols: columns of nodes.
+        damage: dead and narrow links of a mesh; None where it is whole.
     """
 
     kind: str
     rows: int
     cols: int
+    damage: Damage | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -70,10 +76,20 @@ def hops(fabric: Fabric, source: Nodes, target: Nodes) -> Nodes:
 
     Returns:
         Number of links, same shape.
+
+    Raises:
+        ValueError: damage leaves no way.
     """
     if fabric.is_switch:
         return (source != target).astype(int)
     cols = fabric.cols
+    if fabric.damage is not None:
+        found = routes(fabric.rows, cols, fabric.damage.links).hops[source, target]
+        if (found < 0).any():
+            cut = np.argwhere(found < 0)[0]
+            ends = int(source[tuple(cut)]), int(target[tuple(cut)])
+            raise ValueError(f"dies {ends[0]} and {ends[1]} must talk: no living links join them")
+        return found
     across = _distance(fabric, cols, source % cols, target % cols)
     return across + _distance(fabric, fabric.rows, source // cols, target // cols)
 
@@ -116,7 +132,9 @@ def _segment_loads(
 def grid_loads(
     fabric: Fabric, source: Nodes, target: Nodes, weight: np.ndarray, batch: Nodes, num_batches: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Loads of the links along rows and along columns of copies of a grid, for flows routed XY.
+    """Loads of the links along rows and along columns of copies of a grid, for flows routed XY, or round damage.
+
+    The load of a narrow link is divided by the share of its bandwidth that is left.
 
     Args:
         fabric: mesh, torus or ring.
@@ -132,6 +150,13 @@ def grid_loads(
         i + 1.
     """
     rows, cols = fabric.rows, fabric.cols
+    if fabric.damage is not None:
+        table, links = routes(rows, cols, fabric.damage.links), 4 * rows * cols
+        taken = batch[:, None] * (links + 1) + table.links[source, target]
+        every = np.bincount(taken.ravel(), np.repeat(weight, taken.shape[1]), num_batches * (links + 1))
+        loads = every.reshape(num_batches, links + 1)[:, :links] / table.share
+        axes = loads.reshape(num_batches, 2, 2, rows * cols).transpose(1, 2, 0, 3)
+        return axes[0].reshape(2, num_batches, rows, cols), axes[1].reshape(2, num_batches, cols, rows)
     row, col, end_row, end_col = source // cols, source % cols, target // cols, target % cols
     along_row = _segment_loads(fabric.wraps(cols), cols, num_batches * rows, batch * rows + row, col, end_col, weight)
     along_col = _segment_loads(

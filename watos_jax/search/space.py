@@ -17,7 +17,7 @@ import numpy as np
 from watos_jax.hardware import System, Wafer
 from watos_jax.model import Transformer
 from watos_jax.network.contention import Network
-from watos_jax.network.geometry import Geometry, misfit
+from watos_jax.network.geometry import Geometry, misfit, num_rectangles, num_usable
 from watos_jax.network.layout import layout_of, padded
 from watos_jax.strategy import FEW_VALUES, RECOMPUTE_LEVELS, SCHEDULES, Layout, Strategy
 
@@ -140,7 +140,12 @@ class StrategySpace:
 
 
 def strategies(
-    system: System | Wafer, model: Transformer, options: Options = Options(), *, max_stages: int | None = None
+    system: System | Wafer,
+    model: Transformer,
+    options: Options = Options(),
+    *,
+    max_stages: int | None = None,
+    network: Network | None = None,
 ) -> StrategySpace:
     """List every legal strategy of a model on a system.
 
@@ -149,6 +154,7 @@ def strategies(
         model: the transformer.
         options: what may be chosen.
         max_stages: padded number of stages; the longest pipeline rounded up to a multiple of 8 where None.
+        network: what to lay strategies on, such as `faults.damaged`; the system's own, whole, where None.
 
     Returns:
         The stacked strategies in a fixed order, small tensor groups first.
@@ -157,7 +163,7 @@ def strategies(
         ValueError: no strategy is legal; the message counts the reasons.
     """
     pruned: Counter[str] = Counter()
-    network = Network.of(system)
+    network = Network.of(system) if network is None else network
     blocks: dict[str, list[np.ndarray]] = {}
     geometries: list[Geometry] = []
     owners = []
@@ -172,7 +178,7 @@ def strategies(
             blocks.setdefault(name, []).append(values)
     if not geometries:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in pruned.most_common())
-        raise ValueError(f"no strategy is legal on {network.num_devices} dies: {reasons}")
+        raise ValueError(f"no strategy is legal on {num_usable(network)} dies: {reasons}")
     longest = max(geometry.pipeline for geometry in geometries)
     stages = padded(longest) if max_stages is None else max_stages
     rows = [layout_of(network, geometry, max_stages=stages) for geometry in geometries]
@@ -186,7 +192,7 @@ def strategies(
 
 def _geometries(network: Network, model: Transformer, options: Options, pruned: Counter[str]) -> Iterator[Geometry]:
     # distinct (tensor rectangle, collective, pipeline, data, context, expert, wraps); small tensor groups first
-    fabric, dies = network.fabrics[0], network.num_devices
+    fabric, dies = network.fabrics[0], num_usable(network)
     heads, kv_heads = int(model.num_attention_heads), int(model.num_kv_heads)
     layers, experts = int(model.num_layers), int(model.num_experts)
     rows, cols = (1, dies) if fabric.is_switch else (fabric.rows, fabric.cols)
@@ -198,7 +204,7 @@ def _geometries(network: Network, model: Transformer, options: Options, pruned: 
         if kv_heads % (r * c) and (r * c) % kv_heads:
             pruned["tensor group neither divides the key and value heads nor repeats them"] += 1
             continue
-        tiles = dies // (r * c) if fabric.is_switch else (rows // r) * (cols // c) * (dies // (rows * cols))
+        tiles = dies // (r * c) if fabric.is_switch else num_rectangles(network, Geometry(r, c))
         for stages, context in product(range(1, tiles + 1), options.context_parallel):
             if stages > min(layers, options.max_pipeline):
                 pruned["more stages than layers, or than max_pipeline"] += 1
