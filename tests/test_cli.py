@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -145,7 +145,7 @@ def check_design(record):
     assert record["evaluations"] > 0
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def prices(monkeypatch):
     """Shadow prices as they would be found, without solving for them."""
     found = wj.ShadowPrices(
@@ -153,6 +153,7 @@ def prices(monkeypatch):
         limits={"die_area": 0.97},
         bounds={"clock high": 0.9},
         constants={"technology.mac_area": 0.8, "die_gap": 1e-9},
+        allowances={"window": shadow.Worth("mm2", 46225.0, 1.2, 0.0026), "power": shadow.Worth("W", 23e3, 0.0, 0.0)},
         residual=1e-9,
     )
     monkeypatch.setattr(shadow, "shadow_prices", lambda *_: found)
@@ -285,9 +286,13 @@ WORDS += [["--objective", "tokens-per-dollar", "--prices", "ttm-n7"], ["--gap", 
 
 def test_codesign_prices_what_it_is_asked(answer, watos, design, prices, monkeypatch):
     monkeypatch.setattr(search, "codesign", returns(design))
-    assert answer("codesign", "llama3-70b")["prices"] is None
-    assert answer("codesign", "llama3-70b", "--shadow-prices")["prices"] == vars(prices)
+    assert answer("codesign", "llama3-70b")["prices"] == asdict(prices)
+    worth = (r"window +46,225 mm2 +[+]0.0026 +[+]1.2000", r"power +23,000 W +0 +0")
+    out = watos("codesign", "llama3-70b")[1]
+    assert all(re.search(words, out) for words in worth)
+    assert "mac_area" not in out
     out = watos("codesign", "llama3-70b", "--shadow-prices")[1]
+    assert all(re.search(words, out) for words in worth)
     for words in ("limit die area +-0.970", "budget clock high +-0.900", r"technology[.]mac_area +[+]0.800"):
         assert re.search(words, out)
     assert "die_gap" not in out

@@ -385,3 +385,11 @@ def test_nothing_else_softens():
             continue
         used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
         assert not used & soft, f"{path.name} uses {used & soft}"
+
+
+def test_steps_may_stay_hard_beside_smooth_maxima():
+    whole = Smooth(50.0, smooth_steps=False)
+    values = jnp.asarray([-1.5, 0.0, 2.0, 2.0 + 1e-5, 2.5])
+    for name in STEPS:
+        np.testing.assert_array_equal(getattr(whole, name)(values), getattr(HARD, name)(values))
+    assert float(whole.maximum(1.0, 1.0)) == float(Smooth(50.0).maximum(1.0, 1.0))

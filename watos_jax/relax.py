@@ -102,9 +102,11 @@ class Smooth(Relaxation):
 
     Attributes:
         sharpness: 1 / tau, above 0; 20 is gentle, 20,000 is hard for most purposes.
+        smooth_steps: whether floor, ceil and round are smooth, too; not where what they count is held fixed.
     """
 
     sharpness: Scalar = eqx.field(converter=as_leaf, default=50.0)
+    smooth_steps: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
         check_range("Smooth", {"sharpness": self.sharpness}, open_low=True)
@@ -124,13 +126,13 @@ class Smooth(Relaxation):
         return _largest(self.maximum, a)
 
     def floor(self, a: Leaf) -> Result:
-        return _smooth_steps(a + self._lead, self.tau)
+        return _smooth_steps(a + self._lead, self.tau) if self.smooth_steps else jnp.floor(a)
 
     def ceil(self, a: Leaf) -> Result:
         return -self.floor(-a)
 
     def round(self, a: Leaf) -> Result:
-        return _smooth_steps(a + 0.5, self.tau)
+        return _smooth_steps(a + 0.5, self.tau) if self.smooth_steps else jnp.round(a)
 
     @property
     def _lead(self) -> Scalar:

@@ -29,7 +29,7 @@ def codesign(
     ),
     prices: Annotated[str, typer.Option(metavar="NAME", help="What dollars are counted with.")] = "actuary-n7",
     shadow_prices: Annotated[
-        bool, typer.Option("--shadow-prices", help="Also say what more of each limit and constant is worth.")
+        bool, typer.Option("--shadow-prices", help="Also show what more of each limit and constant is worth.")
     ] = False,
     gap: Annotated[str, typer.Option(metavar="SHARE", help="Proven gap at which to stop; 0 finds the best design.")] = (
         f"{search.GAP:g}"
@@ -72,9 +72,8 @@ def codesign(
         design = search.codesign(
             transformer, chosen, options=options, objective=goal, gap=most, time_limit=seconds, progress=report
         )
-        if shadow_prices:
-            report("shadow prices", 0.0)
-        worth = shadow.shadow_prices(design, transformer, chosen) if shadow_prices else None
+        report("shadow prices", 0.0)
+        worth = shadow.shadow_prices(design, transformer, chosen)
     record = (
         {"model": model, "budget": budget, "objective_name": objective, "price_list": prices}
         | design_record(design, worth)
@@ -82,4 +81,4 @@ def codesign(
     )
     if as_json:
         return json.dumps(record, indent=2, allow_nan=False)
-    return design_view(one_line(f"{model} on a wafer of the {budget} budget"), record)
+    return design_view(one_line(f"{model} on a wafer of the {budget} budget"), record, every_price=shadow_prices)

@@ -5,6 +5,7 @@ Numbers that are not finite, which JSON cannot carry, become None.
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 import equinox as eqx
@@ -148,7 +149,7 @@ def design_record(design: Design, prices: ShadowPrices | None = None) -> Plain:
         "certificate": None
         if design.certificate is None
         else plain(vars(design.certificate) | {"gap": design.certificate.gap}),
-        "prices": None if prices is None else plain(vars(prices)),
+        "prices": None if prices is None else plain(asdict(prices)),
         "at_bound": design.at_bound,
         "evaluations": design.evaluations,
         "candidates": design.candidates,

@@ -217,6 +217,16 @@ def cost_table(record: Mapping[str, Any]) -> Table:
     return pairs("Cost of a wafer", causes | {"tokens per dollar": f"{record['tokens_per_dollar']:,.0f}"})
 
 
+def worth_table(prices: Mapping[str, Any]) -> Table:
+    """What one unit, and one per cent, more of each allowance adds to tokens per second, or to the objective."""
+    rows = []
+    for name, worth in prices["allowances"].items():
+        amount = f"{worth['amount']:,.{0 if worth['amount'] >= 1000.0 else 2}f} {worth['unit']}"
+        gains = (f"{worth[part]:+.4f}" if worth[part] else "0" for part in ("one_unit", "one_percent"))
+        rows.append((name.replace("_", " "), amount, *gains))
+    return table("Worth, in per cent of the objective", ("", "there is", "of one more", "of 1 % more"), rows, words=2)
+
+
 def prices_table(prices: Mapping[str, Any]) -> Table:
     """What one per cent more of each limit and of the strongest constants does to the objective, per cent."""
     rows = [(f"limit {name.replace('_', ' ')}", f"{-value:+.3f}") for name, value in prices["limits"].items()]
@@ -237,9 +247,16 @@ def estimate_view(title: str, record: Mapping[str, Any]) -> RenderableType:
     return stacked(summary_table(title, record), *parts)
 
 
-def design_view(title: str, record: Mapping[str, Any]) -> RenderableType:
-    """All tables of a co-designed wafer."""
-    priced = [] if record["prices"] is None else [prices_table(record["prices"])]
+def design_view(title: str, record: Mapping[str, Any], *, every_price: bool = False) -> RenderableType:
+    """All tables of a co-designed wafer.
+
+    Args:
+        title: above the first table.
+        record: of the design.
+        every_price: also those of limits and constants.
+    """
+    prices = record["prices"]
+    priced = [] if prices is None else [worth_table(prices), *([prices_table(prices)] if every_price else [])]
     return stacked(
         summary_table(title, record),
         area_table(record),
