@@ -38,6 +38,11 @@ from watos_jax.search.central import central as central
 from watos_jax.search.certificate import Certificate as Certificate
 from watos_jax.search.codesign import Design as Design
 from watos_jax.search.codesign import codesign as codesign
+from watos_jax.search.compromise import Case as Case
+from watos_jax.search.compromise import Compromise as Compromise
+from watos_jax.search.compromise import compromise as compromise
+from watos_jax.search.pareto import Front as Front
+from watos_jax.search.pareto import pareto as pareto
 from watos_jax.search.plan import Plan as Plan
 from watos_jax.search.plan import plan as plan
 from watos_jax.search.robust import Survival as Survival
@@ -48,6 +53,8 @@ from watos_jax.search.shadow import ShadowPrices as ShadowPrices
 from watos_jax.search.shadow import shadow_prices as shadow_prices
 from watos_jax.search.space import Options as Options
 from watos_jax.search.space import strategies as strategies
+from watos_jax.search.uncertainty import Uncertainty as Uncertainty
+from watos_jax.search.uncertainty import uncertainty as uncertainty
 from watos_jax.strategy import Layout as Layout
 from watos_jax.strategy import Strategy as Strategy
 from watos_jax.sweeps import sweep as sweep

@@ -73,6 +73,8 @@ class Design:
         at_bound: knobs at an end of their lattice, "low" or "high"; a wider budget may do better.
         certificate: what is proven about the best step time; None for other objectives, and where communication
             overlaps.
+        relaxed: the best relaxed design of each die grid and choice of edges that was descended, best first: where
+            further searches may start.
     """
 
     wafer: Wafer
@@ -91,6 +93,7 @@ class Design:
     pruned: dict[str, int] = field(default_factory=dict)
     at_bound: dict[str, str] = field(default_factory=dict)
     certificate: Certificate | None = None
+    relaxed: Point | None = None
 
     @property
     def rounding_gap(self) -> float:
@@ -106,6 +109,7 @@ def codesign(
     objective: Objective = STEP_TIME,
     gap: float = GAP,
     time_limit: float = TIME_LIMIT,
+    prove: bool = True,
     progress: Callable[[str, float], None] | None = None,
     improved: Callable[[Point, float, int], None] | None = None,
 ) -> Design:
@@ -118,6 +122,7 @@ def codesign(
         objective: what to make small; the step time, so that most tokens are trained per second.
         gap: of the step time over its proven lower bound, at which the proof ends; 0 finds the best design there is.
         time_limit: s after which the proof ends with the gap it has; the search before it is not cut short.
+        prove: whether to prove anything; where not, the design is what descent and rounding find.
         progress: called with a phase's name and the share of it that is done.
         improved: called with every better design on the way, as a row of points, its objective, and the estimates made
             so far.
@@ -133,7 +138,7 @@ def codesign(
         if not 0.0 <= given < np.inf:
             raise ValueError(f"{name} is {given:g}: it must be finite, 0 or more")
     search = _Search(model, budget, options, objective, progress or (lambda phase, share: None), improved)
-    return search.run(gap, time_limit)
+    return search.run(gap, time_limit if prove else None)
 
 
 class _Search:
@@ -157,17 +162,19 @@ class _Search:
         self.candidates: Candidates
         self.shared: Shared
 
-    def run(self, gap: float, time_limit: float) -> Design:
+    def run(self, gap: float, time_limit: float | None) -> Design:
         self._timed("enumerate", self._enumerate)
         every = self.candidates.every
         kept = self._timed("guess", self._guess)
         relaxed, values = self._timed("descend", lambda: self._descend(kept))
         best, least = self._timed("round", lambda: self._round(every, kept, relaxed, values))
         proven = None
-        if _is_provable(self.budget, self.objective) and self._scores(best)[1][0] <= ROUNDING:
+        provable = _is_provable(self.budget, self.objective)
+        if time_limit is not None and provable and self._scores(best)[1][0] <= ROUNDING:
             left = max(time_limit - (time.perf_counter() - self.started), 0.0)
             best, least, proven = self._timed("prove", lambda: self._prove(every, best, least, gap, left))
-        return self._timed("report", lambda: self._design(best, least, proven))
+        places = _best_of_each_place(kept._replace(knobs=relaxed), values)
+        return self._timed("report", lambda: self._design(best, least, proven, places))
 
     def _timed(self, phase: str, work: Callable[[], Any]) -> Any:
         self.progress(phase, 0.0)
@@ -285,7 +292,7 @@ class _Search:
         if self.improved is not None:
             self.improved(point, value, self.evaluations)
 
-    def _design(self, best: Point, least: float, proven: Certificate | None) -> Design:
+    def _design(self, best: Point, least: float, proven: Certificate | None, relaxed: Point) -> Design:
         candidate = jax.tree.map(lambda leaf: float(leaf[0]), best.candidate)
         sides = (candidate.horizontal_sides, candidate.vertical_sides)
         knobs = jax.tree.map(float, lattice.from_array(best.knobs[0]))
@@ -312,6 +319,7 @@ class _Search:
             pruned=self.candidates.pruned,
             at_bound=lattice.ends(self.budget, lattice.nearest(self.budget, np.asarray(best.knobs[0]))),
             certificate=proven,
+            relaxed=relaxed,
         )
 
 
@@ -322,6 +330,12 @@ def _is_provable(budget: Budget, objective: Objective) -> bool:
         0.0,
         0.0,
     )
+
+
+def _best_of_each_place(points: Point, values: np.ndarray) -> Point:
+    order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]
+    _, first = np.unique(np.stack(points.candidate[:4], axis=1)[order], axis=0, return_index=True)
+    return take(points, order[np.sort(first)])
 
 
 class _Found(NamedTuple):
