@@ -123,12 +123,34 @@ def test_watos_config_3_totals():
     assert per_edge == [0.5, 1.0, 4.0]
 
 
+def test_watos_configurations_lie_in_the_ranges_of_the_paper():
+    # 48-96 GB, 1-2.5 TB/s, 4-4.5 TB/s; configuration 1 has most compute, 4 most memory
+    table = [getattr(wafers, f"WATOS_CONFIG_{number}") for number in (1, 2, 3, 4)]
+    memory = [float(wafer.die.memory.capacity) for wafer in table]
+    rate = [float(wafer.die.memory.num_stacks * wafer.die.memory.stack_bandwidth) for wafer in table]
+    link = [4.0 * float(wafer.d2d.bandwidth) for wafer in table]
+    compute = [float(wafer.num_dies * wafer.die.flop_rate) for wafer in table]
+    for values, low, high in ((memory, 48 * GIGA, 96 * GIGA), (rate, TERA, 2.5 * TERA), (link, 4 * TERA, 4.5 * TERA)):
+        assert min(values) >= low * (1 - 1e-9)
+        assert max(values) <= high * (1 + 1e-9)
+    assert compute[0] == max(compute) > compute[2]
+    assert memory[3] == max(memory)
+    # the paper counts dies by area: what 56 dies leave of 198 x 198 mm is memory, 70 GB each
+    per_byte = (0.198**2 / 56 - 25.5e-3 * 25.2e-3) / 70e9
+    for wafer, capacity in zip(table, memory, strict=True):
+        share = float(wafer.die.width * wafer.die.height) + per_byte * capacity
+        assert float(wafer.num_dies) == pytest.approx(0.198**2 / share, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("name", "over"),
     [
         ("watos-config-3", {"edge_vertical": 1.017}),
         ("watos-config-3-d2d-half", {}),
         ("watos-config-3-198", {"edge_vertical": 1.017, "window_area": 1.109}),
+        ("watos-config-1", {}),
+        ("watos-config-2", {"edge_vertical": 1.039}),
+        ("watos-config-4", {"edge_vertical": 1.017}),
         ("wsc-llm-54", {}),
         ("temp-6x8", {"die_area": 1.716, "edge_vertical": 1.067}),
         ("dojo-tile", {}),

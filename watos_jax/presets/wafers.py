@@ -79,6 +79,59 @@ WATOS_CONFIG_3_198: Final = replace(WATOS_CONFIG_3, window_width=198 * MM, windo
 counted by area: 56 x 642.6 mm2 of dies leave 57 mm2 per die for memory, less than the 80 mm2 of two abstract
 blocks."""
 
+WATOS_CONFIG_1: Final = replace(
+    WATOS_CONFIG_3,
+    die_rows=8,
+    die_cols=9,
+    die=replace(
+        WATOS_CONFIG_3.die,
+        core_rows=16,
+        core_cols=16,
+        memory=replace(WATOS_CONFIG_3.die.memory, num_stacks=1, stack_bytes=48 * GIGA, stack_bandwidth=1.0 * TERA),
+        width=25.5 * MM * 16 / 18,
+        height=25.2 * MM * 16 / 18,
+    ),
+    d2d=replace(D2D_UCIE_S, bandwidth=4.5 * TERA / 4),
+    packing="area",
+)
+"""WATOS, configuration 1 (arXiv 2512.12279), the one of most compute. Of its table we have the ranges alone, 48 to 96
+GB, 1 to 2.5 TB/s, 4 to 4.5 TB/s, dies of 16 x 16 or 18 x 18 cores, and that configurations 2 to 4 have 18 x 18.
+
+ASSUMPTION, all that is not in that sentence: least memory (48 GB, 1 TB/s, one block) and most die-to-die bandwidth;
+16 x 16 cores on a die that is smaller by as much, 22.7 x 22.4 mm; 72 dies (8 x 9), what 198 x 198 mm hold by area if
+memory takes the area per byte that configuration 3 leaves it. 40,278 TFLOP/s, so that it does have most compute. The
+rest as `WATOS_CONFIG_3`; 72 tiles fit 215 x 215 mm by area, not as a grid."""
+
+WATOS_CONFIG_2: Final = replace(
+    WATOS_CONFIG_3,
+    die=replace(
+        WATOS_CONFIG_3.die,
+        memory=replace(WATOS_CONFIG_3.die.memory, stack_bytes=29.5 * GIGA, stack_bandwidth=0.75 * TERA),
+    ),
+    d2d=replace(D2D_UCIE_S, bandwidth=4.25 * TERA / 4),
+)
+"""WATOS, configuration 2 (arXiv 2512.12279), of whose table only the ranges are recovered, see `WATOS_CONFIG_1`.
+
+ASSUMPTION: halfway between configurations 1 and 3 in memory and links, 59 GB, 1.5 TB/s and 4.25 TB/s; the dies, 56 of
+18 x 18 cores, and the rest as `WATOS_CONFIG_3`. Memory and links overrun an edge of the die by 3.9 %."""
+
+WATOS_CONFIG_4: Final = replace(
+    WATOS_CONFIG_3,
+    die_rows=6,
+    die_cols=9,
+    die=replace(
+        WATOS_CONFIG_3.die,
+        memory=replace(WATOS_CONFIG_3.die.memory, stack_bytes=48 * GIGA, stack_bandwidth=1.25 * TERA),
+    ),
+    packing="area",
+)
+"""WATOS, configuration 4 (arXiv 2512.12279), the one of most memory; of its table only the ranges are recovered, see
+`WATOS_CONFIG_1`.
+
+ASSUMPTION: most memory (96 GB, 2.5 TB/s) and least die-to-die bandwidth (4 TB/s); 54 dies (6 x 9), what 198 x 198 mm
+hold by area if memory takes the area per byte that configuration 3 leaves it. The rest as `WATOS_CONFIG_3`; 54 tiles
+fit 215 x 215 mm by area, not as a grid of 6 x 9. Memory and links overrun an edge by 1.7 %, as there."""
+
 WSC_LLM_54: Final = Wafer(
     die_rows=6,
     die_cols=9,

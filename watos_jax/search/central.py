@@ -91,7 +91,7 @@ def central(
         raise ValueError(f"top is {top}: it must be from 1 to {EXACT}")
     chosen = options or every_option(model, global_batch_size)
     space = strategies(system, model, replace(chosen, recompute=("none",), schedule=("1f1b",)))
-    shared = (system, model, space.layouts)
+    shared = (system, model, space.roomy_layouts)
     points = (space.strategies, space.geometry.astype(np.int32))
     calls = CHUNKS_PER_CALL if len(space) > CHUNK * CHUNKS_PER_CALL else 1
     times = map_chunks(_outcome, shared, points, chunk=CHUNK, chunks_per_call=calls)

@@ -26,9 +26,6 @@ TOP: Final = 10
 LIMITS: Final = ("memory", "power")
 """Limits that depend on the strategy; the others are the hardware's own, and no strategy can mend them."""
 
-LEAST_LAYOUTS: Final = 64
-"""Layouts are padded to this many, or the next power of two."""
-
 
 class Choice(eqx.Module):
     """One ranked strategy.
@@ -123,7 +120,7 @@ def plan(
 
 def rank(system: System | Wafer, model: Transformer, space: StrategySpace, *, top: int = TOP) -> Plan:
     """Estimate strategies that were listed before; arguments and answer as of `plan`."""
-    shared = (system, model, _padded_layouts(space.layouts))
+    shared = (system, model, space.roomy_layouts)
     step_time, margins = map_chunks(_outcome, shared, (space.strategies, space.geometry.astype(np.int32)))
     names, worst = tuple(margins), np.min(list(margins.values()), axis=0)
     binding = np.argmin(list(margins.values()), axis=0)
@@ -143,15 +140,6 @@ def rank(system: System | Wafer, model: Transformer, space: StrategySpace, *, to
         hardware={name: -margin for name, margin in own.items() if margin < -ROUNDING},
         pruned=space.pruned,
     )
-
-
-def _padded_layouts(layouts: Layout) -> Layout:
-    # up to a power of two, so that few array shapes occur
-    def pad(leaf: np.ndarray) -> np.ndarray:
-        count = max(LEAST_LAYOUTS, 1 << (len(leaf) - 1).bit_length())
-        return np.pad(leaf, [(0, count - len(leaf))] + [(0, 0)] * (leaf.ndim - 1))
-
-    return jax.tree.map(pad, layouts)
 
 
 def _divisors(number: int) -> tuple[int, ...]:

@@ -24,6 +24,8 @@ from watos_jax.strategy import FEW_VALUES, RECOMPUTE_LEVELS, SCHEDULES, Layout, 
 _NAMES: Final = {"recompute": RECOMPUTE_LEVELS, "schedule": SCHEDULES}
 _FEW: Final = {name: (allowed, rule) for name, allowed, rule in FEW_VALUES}
 _SINGLE: Final = ("global_batch_size", "max_pipeline", "least_use")
+ROOM: Final = 2048
+"""`StrategySpace.roomy_layouts` has room for a multiple of this many: spaces up to that size share a compilation."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,13 @@ class StrategySpace:
             geometry=self.geometry[kept],
             pruned=pruned,
         )
+
+    @property
+    def roomy_layouts(self) -> Layout:
+        """`layouts` and copies of the last up to a multiple of `ROOM`: one shape for models and machines alike."""
+        count = len(self.layouts.pipeline_volume)
+        rows = np.minimum(np.arange(-(-count // ROOM) * ROOM), count - 1)
+        return jax.tree.map(lambda leaf: leaf[rows], self.layouts)
 
     @property
     def stacked_layouts(self) -> Layout:

@@ -1,0 +1,110 @@
+"""What the experiments do alike: options, one JSON object, tables, a figure in one style.
+
+An experiment hands `run` a function that answers, one that prints and one that draws. `--out DIR` writes the answer as
+`NAME.json`, with the command that made it, and the figure as `NAME.svg`. `--smoke` is a coarse run; it draws as well.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+if "jax" not in sys.modules and "XLA_FLAGS" not in os.environ:  # every core; before JAX starts
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={os.cpu_count()}"
+
+Answer = dict[str, Any]
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#000000")
+"""Colours that remain apart for the colour-blind (Okabe and Ito, 2008)."""
+STYLE: Final = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "svg.hashsalt": "watos_jax",
+}
+
+
+def plain(value: Any) -> Any:
+    """Numbers of any library as Python's own, what is not finite as None: what JSON can hold."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """The options that every experiment has."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--smoke", action="store_true", help="a coarse run")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the JSON object and the figure into this folder")
+    return parser
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    given: Sequence[str] | None,
+    answer: Callable[[argparse.Namespace], Answer],
+    show: Callable[[Answer], None],
+    draw: Callable[[Answer, Any], Any],
+) -> int:
+    """Answer, print, write.
+
+    Args:
+        parser: of `arguments`, perhaps with more.
+        given: words of the command line; those of the process where None.
+        answer: the experiment.
+        show: prints an answer as tables.
+        draw: `draw(answer, pyplot)` makes the figure and returns it.
+    """
+    words = sys.argv[1:] if given is None else list(given)
+    options = parser.parse_args(words)
+    name = Path(sys.argv[0]).stem
+    start = time.perf_counter()
+    found = answer(options)
+    head = {
+        "command": " ".join(["python", f"experiments/{name}.py", *words]),
+        "cores": os.cpu_count(),
+        "seconds": round(time.perf_counter() - start),
+    }
+    record = plain(head | found)
+    if options.json:
+        print(json.dumps(record))
+    else:
+        show(record)
+        print(f"{record['seconds']} s on {record['cores']} cores")
+    if options.out is not None:
+        _write(record, options.out, name, draw)
+    elif options.smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            _write(record, Path(folder), name, draw)
+    return 0
+
+
+def _write(record: Answer, folder: Path, name: str, draw: Callable[[Answer, Any], Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    plt.rcParams.update(STYLE)
+    figure = draw(record, plt)
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)
