@@ -35,7 +35,7 @@ RATIOS = (1.04, 1.08, 1.15, 1.25, 1.4, 1.6, 2.0, 3.0)
 """DRAM of the wafer over bytes of weights, gradients and Adam's states."""
 STATE_BYTES = 18.0
 """Bytes per parameter: 2 of weights, 4 of gradients, 12 of Adam's states."""
-OPTIONS = wj.Options(global_batch_size=512)
+OPTIONS = wj.Options(global_batch_size=512, context_parallel=1, virtual_stages=(1, 2), sequence_parallel=1)
 RUNGS = {
     "kept": "nothing recomputed",
     "uniform": "+ recomputation, one level",

@@ -33,7 +33,7 @@ from watos_jax.units import GIGA, MIB, MM, MM2, TERA
 
 MODELS = ("llama3-70b", "gpt3-175b")
 BUDGETS = ("default", "dense-215")
-MAX_STAGES = 64
+MAX_STAGES = 48
 OPTIONS = wj.Options(
     global_batch_size=512,
     micro_batch_sizes=(1, 2, 4),
@@ -45,7 +45,7 @@ OPTIONS = wj.Options(
     max_pipeline=MAX_STAGES,
     least_use=0.8,
 )
-SAMPLES, KEPT, CHECKED = 6, 6, 2
+SAMPLES, KEPT, CHECKED = 5, 5, 2
 """Designs of each grid that make its short list, strategies that each adds, further designs at which it is checked."""
 GRIDS = tuple((rows, cols) for rows in range(4, 9) for cols in range(rows, 11) if rows * cols <= 72)
 """Rows and columns of dies; the window is square, so a grid and its transpose are alike."""

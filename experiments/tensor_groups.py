@@ -18,6 +18,8 @@ from dataclasses import replace
 from typing import Any
 
 import harness
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import watos_jax as wj
@@ -34,29 +36,42 @@ OPTIONS = wj.Options(
 )
 
 
-def split(
-    wafer: wj.Wafer, model: wj.Transformer, options: wj.Options, tensor: int, ring: bool
-) -> dict[str, Any] | None:
-    """The best strategy with tensor groups of a size and all other dies as stages; None where nothing fits."""
-    dies = float(wafer.num_dies)
+def rate(shared: Any, point: Any) -> Any:
+    """Tokens per second of one strategy by the hard model; 0 where it does not fit."""
+    (wafer, model, layouts), (strategy, geometry) = shared, point
+    result = wj.estimate(wafer, model, strategy, layout=jax.tree.map(lambda leaf: leaf[geometry], layouts))
+    fits = jnp.minimum(result.margins["memory"], result.margins["power"]) >= -1e-6
+    return jnp.where(fits, result.tokens_per_second, 0.0)
 
-    def rule(found: wj.Strategy) -> np.ndarray:
-        whole = (found.tensor_parallel == tensor) & (found.pipeline_parallel * tensor == dies)
-        return whole & (found.tensor_collective == 0) if ring else whole
 
-    try:
-        found = wj.plan(wafer, model, options=options, top=1, rule=rule)
-    except ValueError:  # no such strategy: heads or layers do not divide
-        return None
-    if not found.best:
-        return None
-    strategy, estimate = found.best[0].strategy, found.best[0].estimate
+def splits(wafer: wj.Wafer, model: wj.Transformer, options: wj.Options, sizes: Sequence[int]) -> dict[str, Any]:
+    """The best strategy of every size of the tensor group, all other dies being stages; None where nothing fits."""
+    space = wj.strategies(wafer, model, options)
+    points = (space.strategies, space.geometry.astype(np.int32))
+    rates = wj.batch.map_chunks(rate, (wafer, model, space.roomy_layouts), points, chunks_per_call=1)
+    every = space.strategies
+    tensor = every.tensor_parallel
+    whole = tensor * every.pipeline_parallel == float(wafer.num_dies)
+    found: dict[str, Any] = {}
+    for way, allowed in (("ring", whole & (every.tensor_collective == 0)), ("any", whole)):
+        found[way] = {}
+        for size in sizes:
+            among = np.where(allowed & (tensor == size), rates, 0.0)
+            row = int(among.argmax())
+            found[way][size] = None if among[row] <= 0 else _opened(wafer, model, space, row)
+    return found
+
+
+def _opened(wafer: wj.Wafer, model: wj.Transformer, space: Any, row: int) -> dict[str, Any]:
+    strategy = space.strategy(row)
+    estimate = wj.estimate(wafer, model, strategy, layout=space.layout(row))
+    ring = not float(strategy.tensor_collective)
     return {
         "tokens_per_second": estimate.tokens_per_second,
         "breakdown": estimate.breakdown,
         "step_time": estimate.step_time,
         "rectangle": [strategy.tensor_rows, strategy.tensor_cols],
-        "row_column": bool(strategy.tensor_collective),
+        "row_column": not ring,
         "micro_batch_size": strategy.micro_batch_size,
         "virtual_stages": strategy.virtual_stages,
         "recompute": strategy.recompute,
@@ -84,14 +99,11 @@ def answer(given: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name, model in chosen.items():
         rows[name] = {}
-        for rate in bandwidths:
+        for bandwidth in bandwidths:
             base = wafers.WATOS_CONFIG_3
-            wafer = replace(base, die_rows=dies[0], die_cols=dies[1], d2d=replace(base.d2d, bandwidth=rate * TERA))
-            rows[name][rate] = {
-                "ring" if ring else "any": {size: split(wafer, model, options, size, ring) for size in sizes}
-                for ring in (True, False)
-            }
-            print(f"{name} at {rate:g} TB/s", file=sys.stderr, flush=True)
+            wafer = replace(base, die_rows=dies[0], die_cols=dies[1], d2d=replace(base.d2d, bandwidth=bandwidth * TERA))
+            rows[name][bandwidth] = splits(wafer, model, options, sizes)
+            print(f"{name} at {bandwidth:g} TB/s", file=sys.stderr, flush=True)
     return {"dies": dies, "rows": rows}
 
 

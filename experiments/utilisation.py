@@ -33,7 +33,7 @@ from watos_jax.units import GIGA
 
 WAFER = wafers.WATOS_CONFIG_3
 MODEL, MEMORY = "llama3-70b", 28.0
-OPTIONS = wj.Options(global_batch_size=512)
+OPTIONS = wj.Options(global_batch_size=512, context_parallel=1, virtual_stages=(1, 2), sequence_parallel=1)
 SCHEMES = {"kept": "nothing recomputed", "local": "memory local to each stage", "shared": "memory shared"}
 
 

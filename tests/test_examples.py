@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+RESULTS = sorted((ROOT / "experiments" / "results").glob("*.json"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n*```text\n(?P<output>.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -105,6 +106,14 @@ def test_experiment_is_in_the_table(path):
     table = (ROOT / "experiments" / "README.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert any(f"experiments/{path.name}" in row for row in rows)
+
+
+@pytest.mark.parametrize("path", _paths(RESULTS))
+def test_result_has_its_experiment_its_figure_and_its_command(path):
+    command = f"python experiments/{path.stem}.py --out experiments/results"
+    assert (ROOT / "experiments" / f"{path.stem}.py").is_file()
+    assert path.with_suffix(".svg").is_file()
+    assert command in (ROOT / "experiments" / "README.md").read_text()
 
 
 # notebooks

@@ -12,7 +12,7 @@ from watos_jax.memory import stages
 from watos_jax.presets import chips, models, wafers
 from watos_jax.report.megatron import megatron_arguments
 from watos_jax.search.plan import LIMITS, every_option, plan
-from watos_jax.search.space import Options, strategies
+from watos_jax.search.space import ROOM, Options, strategies
 from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy, violation
 
 NODE, MODEL = chips.DGX_A100, models.LLAMA2_7B
@@ -80,6 +80,17 @@ def test_every_option_is_legal_and_none_is_listed_twice():
 def test_top_below_one_is_refused():
     with pytest.raises(ValueError, match="top is 0: it must be at least 1"):
         plan(NODE, MODEL, options=FEW, top=0)
+
+
+def test_spaces_of_different_models_have_layouts_of_one_shape():
+    wafer = wafers.WATOS_CONFIG_3
+    spaces = [strategies(wafer, model, FEW, max_stages=64) for model in (models.LLAMA2_7B, models.LLAMA3_70B)]
+    assert len({len(space.layouts.pipeline_volume) for space in spaces}) == 2
+    for space in spaces:
+        rows, roomy = space.layouts.pipeline_volume, space.roomy_layouts.pipeline_volume
+        assert len(roomy) == ROOM
+        assert np.array_equal(roomy[: len(rows)], rows)
+        assert int(space.geometry.max()) < len(rows)
 
 
 def _value(arguments, name):
