@@ -2,9 +2,12 @@
 
 A full estimate is `watos_jax.estimate`, hard, in float32, returning step time, memory of every stage and all margins;
 the gradient is of the step time with respect to every leaf of the wafer. Compilation is timed apart. Beside the rates:
-FLOP and bytes per estimate as XLA counts them, and the rate of a fused elementwise loop that stays in the cache.
+FLOP and bytes per estimate as XLA counts them, and the rate of a fused elementwise loop that stays in the cache. With
+`--fidelity` the operators are those of another rung; the mapper's rate is also given in pairs of an operator and a die.
+With `--cpu` seconds are CPU seconds of the process, all threads: for machines that others use.
 
     python experiments/throughput.py --json
+    python experiments/throughput.py --fidelity predictor --cpu
 """
 
 import argparse
@@ -25,22 +28,29 @@ import numpy as np  # noqa: E402
 from jax.sharding import Mesh, PartitionSpec  # noqa: E402
 
 import watos_jax as wj  # noqa: E402
+from watos_jax.workload import MATMULS  # noqa: E402
 from watos_jax.xla import compiler_options  # noqa: E402
 
 CHUNKS = (512, 2048, 8192)
 CHUNKS_PER_CALL = 4
 BATCHES = (1_000, 10_000, 100_000, 1_000_000)
+MAPPED = ((64, 256), (1,))
+"""Batches and chunks of the mapper, whose candidates fill the cache by themselves."""
+PAIRS = 3 * len(MATMULS) + 2
+"""Pairs of an operator and a die that an estimate maps: each product with its two gradients, attention both ways."""
+clock: Callable[[], float] = time.perf_counter
+"""What seconds are: of the wall, or of the processors."""
 
 
-def full(relax: wj.Relaxation, wafer: wj.Wafer, model: wj.Transformer, row: Any) -> Any:
+def full(relax: wj.Relaxation, fidelity: str, wafer: wj.Wafer, model: wj.Transformer, row: Any) -> Any:
     """Step time, memory of every stage and all margins of one strategy."""
-    result = wj.estimate(wafer, model, row[0], layout=row[1], relax=relax)
+    result = wj.estimate(wafer, model, row[0], layout=row[1], relax=relax, fidelity=fidelity)
     return result.step_time, (result.memory, result.margins)
 
 
-def with_gradient(relax: wj.Relaxation, wafer: wj.Wafer, model: wj.Transformer, row: Any) -> Any:
+def with_gradient(relax: wj.Relaxation, fidelity: str, wafer: wj.Wafer, model: wj.Transformer, row: Any) -> Any:
     """The same with the gradient of the step time in every leaf of the wafer."""
-    return jax.value_and_grad(partial(full, relax), has_aux=True)(wafer, model, row)
+    return jax.value_and_grad(partial(full, relax, fidelity), has_aux=True)(wafer, model, row)
 
 
 def kernel(function: Callable, chunk: int, wafer: Any, model: Any, rows: Any) -> Any:
@@ -73,9 +83,9 @@ def rate(compiled: Any, arguments: tuple, count: int, repeats: int) -> float:
     jax.block_until_ready(compiled(*arguments))
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         jax.block_until_ready(compiled(*arguments))
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return count / best
 
 
@@ -100,18 +110,23 @@ def elementwise_peak(repeats: int) -> float:
     return rate(compiled, (x,), x.size * rounds * 4 * 3, repeats)
 
 
-def measure(batches: Sequence[int], chunks: Sequence[int], repeats: int, smooth: bool = True) -> dict[str, Any]:
+def measure(
+    batches: Sequence[int], chunks: Sequence[int], repeats: int, smooth: bool = True, fidelity: str = "roofline"
+) -> dict[str, Any]:
     """Rates and compile times at every batch; the chunk that is best at the largest batch is used for all."""
     wafer, model = wj.presets.wafers.WATOS_CONFIG_3, wj.presets.models.LLAMA3_70B
     space = wj.strategies(wafer, model)
     to_float32 = partial(jax.tree.map, lambda leaf: jnp.asarray(leaf, jnp.float32))
     wafer, model = to_float32(wafer), to_float32(model)
-    kinds = {"value": partial(full, wj.HARD), "value_and_grad": partial(with_gradient, wj.HARD)}
+    kinds = {"value": partial(full, wj.HARD, fidelity), "value_and_grad": partial(with_gradient, wj.HARD, fidelity)}
     if smooth:
         relaxed = to_float32(wj.Smooth())
-        kinds |= {"smooth_value": partial(full, relaxed), "smooth_value_and_grad": partial(with_gradient, relaxed)}
+        kinds |= {
+            "smooth_value": partial(full, relaxed, fidelity),
+            "smooth_value_and_grad": partial(with_gradient, relaxed, fidelity),
+        }
     layouts = space.stacked_layouts
-    report: dict[str, Any] = {"devices": len(jax.devices()), "strategies": len(space)}
+    report: dict[str, Any] = {"devices": len(jax.devices()), "strategies": len(space), "fidelity": fidelity}
     report |= {"compile_time": {}, "chunks": {}}
     best: dict[str, dict[int, float]] = {}
     for name, function in kinds.items():
@@ -121,9 +136,9 @@ def measure(batches: Sequence[int], chunks: Sequence[int], repeats: int, smooth:
             block = -(-block // (chunk * len(jax.devices()))) * chunk * len(jax.devices())
             index = np.arange(block) % len(space)
             data = to_float32(jax.tree.map(lambda leaf, index=index: leaf[index], (space.strategies, layouts)))
-            start = time.perf_counter()
+            start = clock()
             compiled = kernel(function, chunk, wafer, model, data)
-            took = time.perf_counter() - start
+            took = clock() - start
             rates = {}
             for batch in batches:
                 calls = max(1, round(batch / block))
@@ -140,6 +155,8 @@ def measure(batches: Sequence[int], chunks: Sequence[int], repeats: int, smooth:
     report["best_estimates_per_second"] = report["best_value_per_second"]
     report["best_value_and_grads_per_second"] = report["best_value_and_grad_per_second"]
     report["gradient_over_value"] = report["best_estimates_per_second"] / report["best_value_and_grads_per_second"]
+    if fidelity == "mapper":
+        report["pairs_per_second"] = PAIRS * report["best_estimates_per_second"]
     report["elementwise_peak"] = elementwise_peak(repeats)
     return report
 
@@ -149,8 +166,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--smoke", action="store_true", help="one small batch and one chunk")
+    parser.add_argument("--fidelity", choices=("roofline", "predictor", "mapper"), default="roofline", help="operators")
+    parser.add_argument("--cpu", action="store_true", help="count CPU seconds of the process instead of the wall's")
     given = parser.parse_args(arguments)
-    report = measure((1_000,), (256,), 2, False) if given.smoke else measure(BATCHES, CHUNKS, 5)
+    global clock
+    clock = time.process_time if given.cpu else time.perf_counter
+    batches, chunks = MAPPED if given.fidelity == "mapper" else (BATCHES, CHUNKS)
+    if given.smoke:
+        report = measure(batches[:1], (1,) if given.fidelity == "mapper" else (256,), 2, False, given.fidelity)
+    else:
+        report = measure(batches, chunks, 5, given.fidelity != "mapper", given.fidelity)
     if given.json:
         print(json.dumps(report, indent=2))
         return
@@ -158,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for entry in report["batches"]:
         speeds = ", ".join(f"{name} {entry[name]:,.0f}/s" for name in entry if name != "batch")
         print(f"batch {entry['batch']:>9,}: {speeds}")
+    if "pairs_per_second" in report:
+        print(f"{report['pairs_per_second']:,.0f} pairs of an operator and a die per second")
     print(f"compilation: {', '.join(f'{name} {took:.1f} s' for name, took in report['compile_time'].items())}")
     used = report["value_flop"] * report["best_estimates_per_second"] / report["elementwise_peak"]
     print(

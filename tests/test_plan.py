@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from watos_jax.batch import map_chunks
 from watos_jax.estimate import ROUNDING, estimate
 from watos_jax.memory import stages
 from watos_jax.presets import chips, models, wafers
 from watos_jax.report.megatron import megatron_arguments
-from watos_jax.search.plan import LIMITS, every_option, plan
+from watos_jax.search.plan import BLOCKS, LIMITS, every_option, outcome_at, plan
 from watos_jax.search.space import ROOM, Options, strategies
 from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy, violation
 
@@ -65,6 +66,25 @@ def test_limits_of_the_hardware_do_not_rule_out_strategies():
     answer = plan(wafer, MODEL, options=FEW, top=1)
     assert answer.feasible > 0 and set(answer.exceeded) <= set(LIMITS)
     assert answer.hardware == {"edge_vertical": pytest.approx(-float(answer.best[0].estimate.margins["edge_vertical"]))}
+
+
+@pytest.mark.slow
+def test_another_rung_ranks_by_its_own_times():
+    wafer = wafers.WATOS_CONFIG_3
+    options = replace(FEW, global_batch_size=56, micro_batch_sizes=(1,), virtual_stages=(1,))
+    answer = plan(wafer, MODEL, options=options, top=3, fidelity="predictor")
+    bound = plan(wafer, MODEL, options=options, top=3)
+    space = strategies(wafer, MODEL, options)
+    points = (space.strategies, space.geometry.astype(np.int32))
+    shared, (chunk, calls) = (wafer, MODEL, space.roomy_layouts), BLOCKS["predictor"]
+    times, margins = map_chunks(outcome_at("predictor"), shared, points, chunk=chunk, chunks_per_call=calls)
+    roofline, _ = map_chunks(outcome_at("roofline"), shared, points)
+    assert (times >= (1 - 1e-6) * roofline).all() and (times > 1.01 * roofline).any()
+    fits = np.min(list(margins.values()), axis=0) >= -ROUNDING
+    least = np.sort(times[fits])[:3]
+    assert [float(choice.estimate.step_time) for choice in answer.best] == pytest.approx(least.tolist(), rel=1e-5)
+    assert {choice.estimate.fidelity for choice in answer.best} == {"predictor"}
+    assert answer.evaluated == bound.evaluated and answer.feasible == bound.feasible
 
 
 def test_every_option_is_legal_and_none_is_listed_twice():

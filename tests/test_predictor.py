@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import watos_jax as wj
-from watos_jax import HARD, Smooth, Strategy, learn
+from watos_jax import HARD, Smooth, Strategy
+from watos_jax.learn import label
+from watos_jax.learn.draw import Samples, sample_products
 from watos_jax.operators import predictor
 from watos_jax.operators.features import (
     ATTENTION_BOX,
@@ -46,12 +48,12 @@ def test_the_manifest_states_the_errors_on_samples_held_out():
 
 
 def test_new_samples_are_as_close_as_the_manifest_says():
-    drawn = learn.sample_products(np.random.default_rng(123), 60, many=False)
-    samples = learn.Samples(*(jnp.asarray(rows) for rows in drawn))
-    truth = jax.jit(jax.vmap(lambda dies, sizes: learn.label_products(None, learn.Samples(dies, sizes))))(*samples)
+    drawn = sample_products(np.random.default_rng(123), 60, many=False)
+    samples = Samples(*(jnp.asarray(rows) for rows in drawn))
+    truth = jax.jit(jax.vmap(lambda dies, sizes: label.label_products(None, Samples(dies, sizes))))(*samples)
 
     def one(dies, sizes):
-        die, (shapes, width) = learn.die_of(dies), learn.shapes_of(sizes)
+        die, (shapes, width) = label.die_of(dies), label.shapes_of(sizes)
         features = product_features(die, shapes, width, HARD)
         return predictor.ratios(predictor.load("products"), features, product_box(die, shapes, width))
 
@@ -123,20 +125,6 @@ def test_more_clock_is_quicker_at_the_rate_that_differences_show(placed):
     ahead, behind = (float(compiled(jnp.asarray(x))[0]) for x in (width, -width))
     assert float(slope) == pytest.approx((ahead - behind) / 2 / width, rel=0.02)
     assert behind > float(value) > ahead
-
-
-def test_training_is_deterministic_and_learns(monkeypatch):
-    monkeypatch.setattr(learn, "BATCH", 64)
-    monkeypatch.setattr(learn, "MONOTONE_BATCH", 8)
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(512, 5)).astype(np.float32)
-    targets = np.abs(features[:, :4])
-    slopes, roofline = np.zeros((512, 7, 5), np.float32), -np.ones((512, 7, 2), np.float32)
-    table = learn.Table(features, features, targets, slopes, roofline)
-    first, second = (learn.fit(table, 3, 1000) for _ in range(2))
-    for one, other in zip(jax.tree.leaves(first.parameters), jax.tree.leaves(second.parameters), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert all(error["median"] < 0.2 for error in learn.errors(first, table).values())
 
 
 def test_weights_survive_a_file(tmp_path):

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from watos_jax.cli.options import AsJson, Model, SequenceLength
+from watos_jax.cli.options import AsJson, Model, Rung, SequenceLength
 from watos_jax.cli.runtime import CompileClock, prepare, progress
 from watos_jax.cli.values import choice, model_of, number, one_line, whole
+from watos_jax.operators.fidelity import FIDELITIES
 from watos_jax.presets import budgets
 from watos_jax.presets import prices as price_lists
 from watos_jax.report.records import design_record
@@ -17,6 +18,7 @@ from watos_jax.search import codesign as search
 from watos_jax.search import shadow
 from watos_jax.search.candidates import OPTIONS
 from watos_jax.search.objective import OBJECTIVES
+from watos_jax.search.plan import plan
 
 
 def codesign(
@@ -39,6 +41,7 @@ def codesign(
     ),
     global_batch_size: Annotated[str, typer.Option(metavar="N", help="Sequences per optimizer step.")] = "512",
     sequence_length: SequenceLength = None,
+    fidelity: Rung = "roofline",
     as_json: AsJson = False,
 ) -> Any:
     """Design a wafer and its training strategy.
@@ -49,11 +52,16 @@ def codesign(
     at --gap or --time-limit, and may find a better design. No accelerator is needed. The first run compiles, for
     about a minute, which is kept for later runs.
 
+    The search and its proof are the roofline's, which no other operator model undercuts: nothing that meets the limits
+    there is faster than the proof says by any of them. With another --fidelity the strategies of the designed wafer are
+    ranked again by that model, and the best is printed last.
+
     \b
       watos codesign llama3-70b
       watos codesign llama3-70b --objective tokens-per-dollar --prices ttm-n7
       watos codesign llama3-70b --shadow-prices
       watos codesign llama3-70b --gap 0
+      watos codesign llama3-70b --fidelity predictor
       watos codesign mixtral-8x7b --budget dense-198 --global-batch-size 1024
       watos codesign path/to/config.json --sequence-length 4096 --json > design.json
 
@@ -66,6 +74,7 @@ def codesign(
     goal = replace(goal, prices=price_lists.NAMES[choice("--prices", prices, price_lists.NAMES)])
     most, seconds = number("--gap", gap, high=1e6), number("--time-limit", time_limit, high=1e6)
     chosen = budgets.NAMES[choice("--budget", budget, budgets.NAMES)]
+    rung: Any = choice("--fidelity", fidelity, FIDELITIES)
     transformer = model_of(model, sequence_length)
     options = replace(OPTIONS, global_batch_size=batch)
     with progress(f"designing a wafer for {model}") as report, CompileClock() as clock:
@@ -74,9 +83,13 @@ def codesign(
         )
         report("shadow prices", 0.0)
         worth = shadow.shadow_prices(design, transformer, chosen)
+        refined = None
+        if rung != "roofline":
+            report(rung, 0.0)
+            refined = plan(design.wafer, transformer, options=options, top=1, fidelity=rung).best
     record = (
         {"model": model, "budget": budget, "objective_name": objective, "price_list": prices}
-        | design_record(design, worth)
+        | design_record(design, worth, refined[0] if refined else None)
         | {"compile_time": clock.time}
     )
     if as_json:

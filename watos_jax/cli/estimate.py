@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from watos_jax.cli.options import AsJson, Model, SequenceLength, takes_strategy
+from watos_jax.cli.options import AsJson, Model, Rung, SequenceLength, takes_strategy
 from watos_jax.cli.runtime import prepare, progress
 from watos_jax.cli.values import choice, hardware_of, model_of, one_line
 from watos_jax.estimate import estimate as estimate_step
@@ -22,9 +22,7 @@ def estimate(
     system: Annotated[str | None, typer.Option(metavar="NAME", help="A GPU node, such as dgx-h100.")] = None,
     nodes: Annotated[str | None, typer.Option(metavar="N", help="Nodes of the system; 1 if not given.")] = None,
     sequence_length: SequenceLength = None,
-    fidelity: Annotated[str, typer.Option(metavar="NAME", help=f"Operator model: {', '.join(FIDELITIES)}.")] = (
-        "roofline"
-    ),
+    fidelity: Rung = "roofline",
     as_json: AsJson = False,
     *,
     strategy: Strategy,

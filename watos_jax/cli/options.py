@@ -9,6 +9,7 @@ import typer
 
 from watos_jax.cli.documentation import meanings
 from watos_jax.cli.values import choice, whole
+from watos_jax.operators.fidelity import FIDELITIES
 from watos_jax.report.records import CODES
 from watos_jax.strategy import Strategy
 
@@ -27,6 +28,7 @@ Model = Annotated[
 SequenceLength = Annotated[
     str | None, typer.Option(metavar="N", help="Tokens per training sequence, if not those of the preset or file.")
 ]
+Rung = Annotated[str, typer.Option("--fidelity", metavar="NAME", help=f"Operator model: {', '.join(FIDELITIES)}.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object in SI units, and nothing else.")]
 
 

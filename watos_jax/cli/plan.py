@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from watos_jax.cli.options import AsJson, Model, SequenceLength
+from watos_jax.cli.options import AsJson, Model, Rung, SequenceLength
 from watos_jax.cli.runtime import CompileClock, prepare, progress
-from watos_jax.cli.values import hardware_of, model_of, one_line, whole
+from watos_jax.cli.values import choice, hardware_of, model_of, one_line, whole
+from watos_jax.operators.fidelity import FIDELITIES
 from watos_jax.report.records import plan_record
 from watos_jax.report.tables import plan_view
 from watos_jax.search import plan as search
@@ -21,6 +22,7 @@ def plan(
     global_batch_size: Annotated[str, typer.Option(metavar="N", help="Sequences per optimizer step.")] = "512",
     sequence_length: SequenceLength = None,
     top: Annotated[str, typer.Option(metavar="N", help="How many of the best strategies to print.")] = "10",
+    fidelity: Rung = "roofline",
     as_json: AsJson = False,
 ) -> Any:
     """Find the best strategies on fixed hardware.
@@ -28,19 +30,22 @@ def plan(
     Estimates every legal strategy: all degrees of parallelism that the machine can hold, all micro-batches,
     schedules, levels of recomputation and of sharding. Prints the fastest that fit, how many fit and what the
     others exceed, and the winner as arguments of Megatron-LM. Where none fits, it prints the one that exceeds its
-    limit least, and by how much.
+    limit least, and by how much. With --fidelity the best are ranked by that operator model; the counts are the
+    roofline's.
 
     \b
       watos plan megatron-22b --system dgx-a100 --global-batch-size 32
       watos plan llama3-70b --system dgx-h100 --nodes 8 --top 3 --json
       watos plan llama3-70b --wafer watos-config-3-d2d-half
+      watos plan llama3-70b --wafer watos-config-3 --fidelity predictor
     """  # noqa: D301
     prepare()
     machine = hardware_of(wafer, system, nodes)
     count, batch = whole("--top", top), whole("--global-batch-size", global_batch_size)
+    rung: Any = choice("--fidelity", fidelity, FIDELITIES)
     transformer = model_of(model, sequence_length)
     with progress(f"planning {model}"), CompileClock() as clock:
-        answer = search.plan(machine, transformer, global_batch_size=batch, top=count)
+        answer = search.plan(machine, transformer, global_batch_size=batch, top=count, fidelity=rung)
         name = wafer if system is None else f"{nodes or 1} x {system}"
         record: dict[str, Any] = {"model": model, "machine": name} | plan_record(machine, transformer, answer)
     record |= {"compile_time": clock.time}

@@ -18,7 +18,7 @@ from watos_jax.hardware import System, Wafer
 from watos_jax.model import Transformer
 from watos_jax.report.megatron import megatron_arguments
 from watos_jax.search.codesign import Design
-from watos_jax.search.plan import Plan
+from watos_jax.search.plan import Choice, Plan
 from watos_jax.search.shadow import ShadowPrices
 from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, TENSOR_COLLECTIVES, Strategy
 
@@ -122,7 +122,7 @@ def architecture_record(wafer: Wafer) -> Plain:
     }
 
 
-def design_record(design: Design, prices: ShadowPrices | None = None) -> Plain:
+def design_record(design: Design, prices: ShadowPrices | None = None, refined: Choice | None = None) -> Plain:
     """A co-designed wafer, its strategy and its estimate; areas as fractions of the window, which add up to 1.
 
     `relaxed_step_time` is None where the objective is another than the step time.
@@ -130,6 +130,7 @@ def design_record(design: Design, prices: ShadowPrices | None = None) -> Plain:
     Args:
         design: the design.
         prices: its shadow prices, if they were asked for.
+        refined: the best strategy of the designed wafer by another operator model, if that was asked for.
     """
     fractions = {name: float(part) for name, part in area_fractions(design.wafer).items()}
     fractions["other"] = 1.0 - sum(part for name, part in fractions.items() if name != "other")
@@ -150,6 +151,7 @@ def design_record(design: Design, prices: ShadowPrices | None = None) -> Plain:
         if design.certificate is None
         else plain(vars(design.certificate) | {"gap": design.certificate.gap}),
         "prices": None if prices is None else plain(asdict(prices)),
+        "refined": None if refined is None else estimate_record(design.wafer, refined.strategy, refined.estimate),
         "at_bound": design.at_bound,
         "evaluations": design.evaluations,
         "candidates": design.candidates,

@@ -257,6 +257,9 @@ def design_view(title: str, record: Mapping[str, Any], *, every_price: bool = Fa
     """
     prices = record["prices"]
     priced = [] if prices is None else [worth_table(prices), *([prices_table(prices)] if every_price else [])]
+    refined = record["refined"]
+    again = [] if refined is None else [summary_table("The wafer's best strategy by this model", refined)]
+    again += [] if refined is None else [strategy_table(refined)]
     return stacked(
         summary_table(title, record),
         area_table(record),
@@ -268,6 +271,7 @@ def design_view(title: str, record: Mapping[str, Any], *, every_price: bool = Fa
         cost_table(record),
         *priced,
         search_table(record),
+        *again,
     )
 
 

@@ -2,11 +2,15 @@
 
 Nothing is sampled and nothing pruned by cost, so the first is the best of the enumerated options, and the answer says
 how many were looked at, how many fit, and what the others exceed.
+
+Above the roofline the ranking is as exact: the roofline's step time is never above that of another rung, so strategies
+are estimated in the order of it until the next one could no longer be among the best. The counts are the roofline's.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 import equinox as eqx
 import jax
@@ -17,12 +21,16 @@ from watos_jax.batch import map_chunks
 from watos_jax.estimate import ROUNDING, Estimate, estimate
 from watos_jax.hardware import System, Wafer
 from watos_jax.model import Transformer
+from watos_jax.operators.fidelity import FIDELITIES, Fidelity
 from watos_jax.search.space import Options, StrategySpace, strategies
 from watos_jax.strategy import FEW_VALUES, RECOMPUTE_LEVELS, SCHEDULES, Layout, Strategy
 from watos_jax.units import Scalar
 
 TOP: Final = 10
 """Strategies returned."""
+BLOCKS: Final[dict[str, tuple[int, int]]] = {"predictor": (512, 2), "mapper": (1, 32)}
+"""Strategies per chunk, and chunks per device, that a rung above the roofline estimates before it looks at the bound
+again."""
 LIMITS: Final = ("memory", "power")
 """Limits that depend on the strategy; the others are the hardware's own, and no strategy can mend them."""
 
@@ -92,6 +100,7 @@ def plan(
     options: Options | None = None,
     global_batch_size: int = 512,
     top: int = TOP,
+    fidelity: Fidelity = "roofline",
     rule: Callable[[Strategy], Bool[np.ndarray, " n"]] | None = None,
 ) -> Plan:
     """Estimate every legal strategy and rank those that fit by step time.
@@ -102,36 +111,44 @@ def plan(
         options: what strategies may choose from; `every_option` where None.
         global_batch_size: sequences per optimizer step, where `options` is None.
         top: how many of the best to return.
+        fidelity: operator model that ranks and estimates the best.
         rule: which of many strategies, stacked, may be chosen; all where None.
 
     Returns:
         The best strategies, the nearest one where none fits, and the counts.
 
     Raises:
-        ValueError: no strategy is legal on the system, or `top` is below 1.
+        ValueError: no strategy is legal on the system, `top` is below 1, or the fidelity is unknown.
     """
     if top < 1:
         raise ValueError(f"top is {top}: it must be at least 1")
+    if fidelity not in FIDELITIES:
+        raise ValueError(f"fidelity is {fidelity!r}: it must be one of {', '.join(FIDELITIES)}")
     space = strategies(system, model, options or every_option(model, global_batch_size))
     if rule is not None:
         space = space.where(rule(space.strategies), "against the rule")
-    return rank(system, model, space, top=top)
+    return rank(system, model, space, top=top, fidelity=fidelity)
 
 
-def rank(system: System | Wafer, model: Transformer, space: StrategySpace, *, top: int = TOP) -> Plan:
+def rank(
+    system: System | Wafer, model: Transformer, space: StrategySpace, *, top: int = TOP, fidelity: Fidelity = "roofline"
+) -> Plan:
     """Estimate strategies that were listed before; arguments and answer as of `plan`."""
     shared = (system, model, space.roomy_layouts)
-    step_time, margins = map_chunks(_outcome, shared, (space.strategies, space.geometry.astype(np.int32)))
+    points = (space.strategies, space.geometry.astype(np.int32))
+    step_time, margins = map_chunks(outcome_at("roofline"), shared, points)
     names, worst = tuple(margins), np.min(list(margins.values()), axis=0)
     binding = np.argmin(list(margins.values()), axis=0)
     fits = worst >= -ROUNDING
-    order = np.argsort(np.where(fits, step_time, np.inf), kind="stable")[: max(1, min(top, int(fits.sum())))]
-    rows = order if fits.any() else [np.argmax(worst)]
-    found = tuple(_choice(system, model, space, int(row)) for row in rows)
+    rows = _best(np.where(fits, step_time, np.inf), top)
+    if fidelity != "roofline":
+        holds = margins["memory"] >= -ROUNDING  # a slower step draws less power, so that limit is looked at again
+        rows = _refined(shared, points, np.where(holds, step_time, np.inf), top, fidelity)
+    found = tuple(_choice(system, model, space, row, fidelity) for row in rows or [int(np.argmax(worst))])
     own = {name: float(margin) for name, margin in found[0].estimate.margins.items() if name not in LIMITS}
     return Plan(
-        best=found if fits.any() else (),
-        nearest=None if fits.any() else found[0],
+        best=found if rows else (),
+        nearest=None if rows else found[0],
         evaluated=len(space),
         feasible=int(fits.sum()),
         exceeded={
@@ -142,18 +159,52 @@ def rank(system: System | Wafer, model: Transformer, space: StrategySpace, *, to
     )
 
 
+@cache
+def outcome_at(fidelity: Fidelity) -> Callable[..., tuple[Scalar, dict[str, Scalar]]]:
+    """The function that `map_chunks` estimates strategies with: step time and margins of `LIMITS`.
+
+    Args:
+        fidelity: operator model.
+    """
+
+    def outcome(
+        shared: tuple[System | Wafer, Transformer, Layout], point: tuple[Strategy, Int[Array, ""]]
+    ) -> tuple[Scalar, dict[str, Scalar]]:
+        (system, model, layouts), (strategy, geometry) = shared, point
+        placed = jax.tree.map(lambda leaf: leaf[geometry], layouts)
+        answer = estimate(system, model, strategy, fidelity=fidelity, layout=placed)
+        return answer.step_time, {name: answer.margins[name] for name in LIMITS if name in answer.margins}
+
+    return outcome
+
+
 def _divisors(number: int) -> tuple[int, ...]:
     return tuple(d for d in range(1, number + 1) if number % d == 0)
 
 
-def _outcome(
-    shared: tuple[System | Wafer, Transformer, Layout], point: tuple[Strategy, Int[Array, ""]]
-) -> tuple[Scalar, dict[str, Scalar]]:
-    (system, model, layouts), (strategy, geometry) = shared, point
-    answer = estimate(system, model, strategy, layout=jax.tree.map(lambda leaf: leaf[geometry], layouts))
-    return answer.step_time, {name: answer.margins[name] for name in LIMITS if name in answer.margins}
+def _best(step_time: np.ndarray, top: int) -> list[int]:
+    # rows of the least finite times, least first
+    order = np.argsort(step_time, kind="stable")[:top]
+    return [int(row) for row in order if np.isfinite(step_time[row])]
 
 
-def _choice(system: System | Wafer, model: Transformer, space: StrategySpace, row: int) -> Choice:
+def _refined(shared: Any, points: Any, bound: np.ndarray, top: int, fidelity: Fidelity) -> list[int]:
+    # rows of the least times of a rung, least first; `bound` is infinite where a row cannot be chosen
+    chunk, chunks = BLOCKS[fidelity]
+    order = np.array(_best(bound, len(bound)), int)
+    step_time = np.full(len(bound), np.inf)
+    block = chunk * chunks * len(jax.local_devices())
+    for start in range(0, len(order), block):
+        rows = order[start : start + block]
+        best = _best(step_time, top)
+        if len(best) == top and bound[rows[0]] >= step_time[best[-1]]:
+            break
+        some = jax.tree.map(lambda leaf, rows=rows: leaf[rows], points)
+        times, margins = map_chunks(outcome_at(fidelity), shared, some, chunk=chunk, chunks_per_call=chunks)
+        step_time[rows] = np.where(np.min(list(margins.values()), axis=0) >= -ROUNDING, times, np.inf)
+    return _best(step_time, top)
+
+
+def _choice(system: System | Wafer, model: Transformer, space: StrategySpace, row: int, fidelity: Fidelity) -> Choice:
     strategy = space.strategy(row)
-    return Choice(strategy, estimate(system, model, strategy, layout=space.layout(row)))
+    return Choice(strategy, estimate(system, model, strategy, fidelity=fidelity, layout=space.layout(row)))

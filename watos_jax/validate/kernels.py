@@ -69,9 +69,8 @@ class Kind(NamedTuple):
     start: Efficiency
 
 
-class _Left(Exception):
-    # why a row is not used
-    pass
+class LeftOut(Exception):
+    """Why a row is not used; the message is a short reason that rows share."""
 
 
 def kernels(path: str | Path) -> Report:
@@ -97,7 +96,7 @@ def kernels(path: str | Path) -> Report:
     for line, row in enumerate(rows, start=2):
         try:
             one = kind.read(row, _system(row))
-        except _Left as reason:
+        except LeftOut as reason:
             skipped[str(reason)] += 1
         else:
             groups[one.group].append((row.get("row_id") or str(line), one))
@@ -128,7 +127,7 @@ def kernels(path: str | Path) -> Report:
 def _system(row: Mapping[str, str]) -> System:
     words = row["chip"].replace("-", " ").split()
     if not words or words[0] not in CHIPS or OTHER_BOARDS.intersection(words):
-        raise _Left(f"chip without a preset: {row['chip'] or 'blank'}")
+        raise LeftOut(f"chip without a preset: {row['chip'] or 'blank'}")
     return CHIPS[words[0]]
 
 
@@ -136,20 +135,20 @@ def _sizes(row: Mapping[str, str], *names: str) -> list[float]:
     values = [number(row, name) for name in names]
     blank = next((name for name, value in zip(names, values, strict=True) if value is None), None)
     if blank is not None:
-        raise _Left(f"{blank} blank")
+        raise LeftOut(f"{blank} blank")
     return [value for value in values if value is not None]
 
 
 def _matmul(row: Mapping[str, str], system: System) -> Kernel:
     m, n, k = _sizes(row, "m", "n", "k")
     if "16" not in row.get("dtype", ""):
-        raise _Left("precision other than 16 bits")
+        raise LeftOut("precision other than 16 bits")
     count = number(row, "batch") or 1.0
     flop = 2.0 * m * n * k * count
     time = number(row, "time_us")
     rate = number(row, "tflops")
     if time is None and rate is None:
-        raise _Left("time_us and tflops blank")
+        raise LeftOut("time_us and tflops blank")
     seconds = time * MICRO if time is not None else flop / ((rate or 1.0) * TERA)
     kind = "grouped products" if "grouped" in row.get("kind", "") else "products"
     arguments = (system.die, (m, n, k, count))
@@ -170,7 +169,7 @@ def _attention(row: Mapping[str, str], system: System) -> Kernel:
     part, causal = row["pass_"], row.get("causal") == "1"
     whole = "full" in row.get("flop_convention", "")  # counts the masked half of causal attention
     if whole and part != "fwd":
-        raise _Left("FLOP convention of the backward pass not stated")
+        raise LeftOut("FLOP convention of the backward pass not stated")
     value = number(row, "v_head_dim") or width
     keys = length / 2.0 if causal else length
     shape = Attention(
@@ -186,7 +185,7 @@ def _attention(row: Mapping[str, str], system: System) -> Kernel:
     )
     passes = {"fwd": 1.0, "bwd": BACKWARD_OF_FLASH, "fwd+bwd": 1.0 + BACKWARD_OF_FLASH}
     if part not in passes:
-        raise _Left(f"pass_ is {part or 'blank'}")
+        raise LeftOut(f"pass_ is {part or 'blank'}")
     forward = 2.0 * batch * length * keys * heads * (width + value)
     counted = passes[part] * forward * (2.0 if whole and causal else 1.0)
     share = (float("fwd" in part), float("bwd" in part))
@@ -213,7 +212,7 @@ PASSES: Final = {"softmax": 2.0, "layernorm": 2.0, "gelu": 2.0}
 def _elementwise(row: Mapping[str, str], system: System) -> Kernel:
     m, n, time = _sizes(row, "m", "n", "time_us")
     if row["op"] not in PASSES:
-        raise _Left(f"operator {row['op']}")
+        raise LeftOut(f"operator {row['op']}")
     moved = PASSES[row["op"]] * ELEMENT_BYTES * m * n
     ideal = moved / float(system.die.memory.bandwidth)
     return Kernel(f"{row['op']} on {row['chip']}", (m, n), time * MICRO, (system.die, moved), ideal)
@@ -236,15 +235,15 @@ def _collective(row: Mapping[str, str], system: System) -> Kernel:
     ranks, size = _sizes(row, "n_ranks", "size_bytes")
     op = row.get("op") or "all_reduce"
     if op not in SHARES:
-        raise _Left(f"operator {op}")
+        raise LeftOut(f"operator {op}")
     time, bus = number(row, "time_us"), number(row, "busbw_GBs")
     carried = 2.0 * SHARES[op] * (ranks - 1.0) / ranks * size
     if time is None and bus is None:
-        raise _Left("time_us and busbw_GBs blank")
+        raise LeftOut("time_us and busbw_GBs blank")
     nodes = number(row, "n_nodes") or 1.0
     within = ranks / nodes
     if within % 1.0 or within > chips.GPUS_PER_NODE or (nodes > 1 and within < chips.GPUS_PER_NODE):
-        raise _Left("nodes that are not whole")
+        raise LeftOut("nodes that are not whole")
     first, last = system.tiers
     system = replace(system, tiers=(replace(first, cols=within), replace(last, cols=nodes)))
     all_reduce = jax.tree.map(jnp.asarray, layout(system, Strategy(data_parallel=ranks, global_batch_size=ranks)).data)
