@@ -39,6 +39,9 @@ def codesign(
     time_limit: Annotated[str, typer.Option(metavar="SECONDS", help="When to stop proving, whatever the gap.")] = (
         f"{search.TIME_LIMIT:g}"
     ),
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Also share memory between stages, place them, and bound that.")
+    ] = False,
     global_batch_size: Annotated[str, typer.Option(metavar="N", help="Sequences per optimizer step.")] = "512",
     sequence_length: SequenceLength = None,
     fidelity: Rung = "roofline",
@@ -61,6 +64,7 @@ def codesign(
       watos codesign llama3-70b --objective tokens-per-dollar --prices ttm-n7
       watos codesign llama3-70b --shadow-prices
       watos codesign llama3-70b --gap 0
+      watos codesign llama3-70b --refine
       watos codesign llama3-70b --fidelity predictor
       watos codesign mixtral-8x7b --budget dense-198 --global-batch-size 1024
       watos codesign path/to/config.json --sequence-length 4096 --json > design.json
@@ -79,7 +83,14 @@ def codesign(
     options = replace(OPTIONS, global_batch_size=batch)
     with progress(f"designing a wafer for {model}") as report, CompileClock() as clock:
         design = search.codesign(
-            transformer, chosen, options=options, objective=goal, gap=most, time_limit=seconds, progress=report
+            transformer,
+            chosen,
+            options=options,
+            objective=goal,
+            gap=most,
+            time_limit=seconds,
+            refine=refine,
+            progress=report,
         )
         report("shadow prices", 0.0)
         worth = shadow.shadow_prices(design, transformer, chosen)

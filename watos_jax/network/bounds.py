@@ -4,17 +4,22 @@ An all-reduce made of a reduce-scatter and an all-gather cannot beat the node wi
 by reduction to a root and broadcast from it, in a pipeline of chunks, is not bound by this: every node but the
 root sends the buffer once and receives it once.
 
-Neglects: cuts other than the one round a single node, and the shape of routes.
+`neighbours` is what no order of the stages of a strategy on a mesh can beat.
+
+Neglects: cuts other than the one round a single node or rectangle, and the shape of routes.
 
 Reference: Won et al., TACOS, arXiv 2304.05301; Patarasuk, Yuan (2009), JPDC 69(2).
 """
 
+from dataclasses import replace
+
 import numpy as np
+from jaxtyping import Float
 
 from watos_jax.network.collectives import collective, nothing
 from watos_jax.network.contention import Network
 from watos_jax.network.topology import Fabric
-from watos_jax.strategy import Collective
+from watos_jax.strategy import Collective, Layout, Strategy
 
 
 def least_links(fabric: Fabric) -> int:
@@ -67,4 +72,62 @@ def bound_of_messages(fabric: Fabric, chunks: int) -> Collective:
         np.array([2.0 * rounds / (members * chunks)]),
         np.array([2.0 * rounds]),
         np.array([2.0 * (members - 1) / members]),
+    )
+
+
+def neighbours(
+    layouts: Layout, rows: Float[np.ndarray, " n"], cols: Float[np.ndarray, " n"], strategies: Strategy
+) -> Layout:
+    """Layouts in which all who talk are neighbours and meet no one: no order of the rectangles on a mesh is below.
+
+    A route leaves its tensor rectangle (r rows, c columns of dies) by a column of c flows or a row of r: from die to
+    like die it is at least `d = min(c, r)` hops, and loads a link with d flows; where rectangles lie in one row or
+    one column only, with those of that direction. So sends and context ring have `volume = steps = d`; a ring of n
+    members, half each way, `volume = (n-1)/n d` (2 members send both halves to each other: twice that), `steps =
+    2 (n-1) d`; an all-to-all of n, whose messages leave by the rim of the rectangle with E links,
+    `volume = max(d, (n-1) r c / E) / n`, `steps = d`. Tensor groups are rectangles wherever they lie.
+
+    Args:
+        layouts: stacked, of these strategies in any order of rectangles; of one mesh.
+        rows: rows of dies of each mesh.
+        cols: columns of dies.
+        strategies: stacked.
+
+    Returns:
+        The same but for what the order decides; `traffic`, which energy is counted with, is left as it is.
+    """
+    tall, wide, data, context, expert = (
+        np.asarray(part, float)
+        for part in (
+            strategies.tensor_rows,
+            strategies.tensor_cols,
+            strategies.data_parallel,
+            strategies.context_parallel,
+            strategies.expert_parallel,
+        )
+    )
+    across, down = cols // wide, rows // tall
+    apart = np.minimum(np.where(across > 1, wide, np.inf), np.where(down > 1, tall, np.inf))
+    apart = np.where(np.isfinite(apart), apart, 0.0)  # a single rectangle talks to no other
+    rim = tall * np.minimum(across - 1, 2) + wide * np.minimum(down - 1, 2)
+
+    def as_tiers(value: np.ndarray, like: np.ndarray) -> np.ndarray:
+        return np.where(np.asarray(like) > 0.0, value.reshape(value.shape + (1,) * (np.ndim(like) - 1)), 0.0)
+
+    def least(of: Collective, volume: np.ndarray, steps: np.ndarray) -> Collective:
+        return replace(of, volume=as_tiers(volume, of.volume), steps=as_tiers(steps, of.steps))
+
+    def ring(of: Collective, members: np.ndarray) -> Collective:
+        volume = (members - 1) / members * apart * np.where(members == 2, 2.0, 1.0)
+        return least(of, volume, 2.0 * (members - 1) * apart)
+
+    leaving = np.maximum(apart, (expert - 1.0) * tall * wide / np.maximum(rim, 1.0))
+    return replace(
+        layouts,
+        data=ring(layouts.data, data * context),
+        context=least(layouts.context, apart, apart),
+        expert=least(layouts.expert, leaving / expert, apart),
+        expert_data=ring(layouts.expert_data, data * context / expert),
+        pipeline_volume=as_tiers(apart, layouts.pipeline_volume),
+        pipeline_steps=as_tiers(apart, layouts.pipeline_steps),
     )

@@ -19,6 +19,7 @@ from watos_jax.model import Transformer
 from watos_jax.report.megatron import megatron_arguments
 from watos_jax.search.codesign import Design
 from watos_jax.search.plan import Choice, Plan
+from watos_jax.search.refine import Refined
 from watos_jax.search.shadow import ShadowPrices
 from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, TENSOR_COLLECTIVES, Strategy
 
@@ -147,9 +148,8 @@ def design_record(design: Design, prices: ShadowPrices | None = None, refined: C
         "objective": {"weights": weights, "value": design.value, "relaxed_value": design.relaxed_value},
         "relaxed_step_time": design.relaxed_value if weights == {"time": 1.0, "energy": 0.0, "cost": 0.0} else None,
         "rounding_gap": plain(design.rounding_gap),
-        "certificate": None
-        if design.certificate is None
-        else plain(vars(design.certificate) | {"gap": design.certificate.gap}),
+        "certificate": _certificate_record(design),
+        "refinement": None if design.refined is None else refinement_record(design.refined),
         "prices": None if prices is None else plain(asdict(prices)),
         "refined": None if refined is None else estimate_record(design.wafer, refined.strategy, refined.estimate),
         "at_bound": design.at_bound,
@@ -158,6 +158,50 @@ def design_record(design: Design, prices: ShadowPrices | None = None, refined: C
         "lattice_points": design.lattice_points,
         "phases": plain(design.phases),
         "wall_time": design.wall_time,
+    }
+
+
+def _certificate_record(design: Design) -> Plain | None:
+    # the bound of one level of recomputation for all stages, and that of memory shared where it was asked for
+    proof, refined = design.certificate, design.refined
+    if proof is None:
+        return None
+    shared = {
+        "shared_lower_bound": None if refined is None else refined.bound.lower_bound,
+        "shared_gap": None if refined is None else refined.gap,
+    }
+    record: Plain = plain(vars(proof) | {"gap": proof.gap} | shared)
+    return record
+
+
+def refinement_record(refined: Refined) -> Plain:
+    """A design with memory shared and stages placed: hardware, schedule, what is shipped, and its bound.
+
+    Args:
+        refined: the refined design.
+    """
+    schedule = refined.placed
+    answer, num_stages = schedule.estimate, int(schedule.strategy.pipeline_parallel)
+    tokens = float(answer.tokens_per_second * answer.step_time)
+    senders, helpers = np.nonzero(schedule.shipped)
+    return {
+        "step_time": refined.step_time,
+        "tokens_per_second": tokens / refined.step_time,
+        "lower_bound": refined.bound.lower_bound,
+        "gap": refined.gap,
+        "architecture": architecture_record(refined.wafer),
+        "strategy": strategy_record(schedule.strategy),
+        "strategy_names": strategy_names(schedule.strategy),
+        "order": None if schedule.order is None else [int(slot) for slot in schedule.order],
+        "shipped": [
+            {"sender": int(s), "helper": int(h), "bytes_per_die": float(schedule.shipped[s, h])}
+            for s, h in zip(senders, helpers, strict=True)
+        ],
+        "memory": plain(answer.memory[:num_stages] - schedule.sent + schedule.held),
+        "memory_capacity": plain(refined.wafer.die.memory.capacity),
+        "bound": plain(vars(refined.bound) | {"gap": refined.bound.gap}),
+        "rounds": refined.rounds,
+        "wall_time": refined.wall_time,
     }
 
 

@@ -211,6 +211,29 @@ def _proven(certificate: Mapping[str, Any] | None) -> dict[str, str]:
     }
 
 
+def refinement_table(refined: Mapping[str, Any]) -> Table:
+    """The design with memory shared between stages and stages placed, and how far it may be from the best such one."""
+    a, levels = refined["architecture"], refined["strategy_names"]["recompute"]
+    shipped = ", ".join(
+        f"{one['sender']} to {one['helper']}: {_gigabytes(one['bytes_per_die'])}" for one in refined["shipped"]
+    )
+    degrees = {"tensor": "tensor_rows", "x": "tensor_cols", "pipeline": "pipeline_parallel", "data": "data_parallel"}
+    degrees |= {"context": "context_parallel", "micro-batch": "micro_batch_size"}
+    rows = {
+        "step time": seconds(refined["step_time"]),
+        "tokens per second": f"{refined['tokens_per_second']:,.0f}",
+        "no such design is faster than": seconds(refined["lower_bound"]),
+        "proven gap": percent(refined["gap"]),
+        "dies": f"{a['die_rows']} x {a['die_cols']}, {a['core_rows']} x {a['core_cols']} cores, "
+        f"{a['dram_stacks']} stacks, {quantity(a['d2d_bandwidth_per_edge_per_direction'], 'B/s')} per edge",
+        "strategy": ", ".join(f"{word} {refined['strategy'][name]}" for word, name in degrees.items()),
+        "recompute by stage": _inline(levels, "recompute"),
+        "order of rectangles": "-" if refined["order"] is None else " ".join(map(str, refined["order"])),
+        "shipped, GB per die": shipped or "nothing",
+    }
+    return pairs("Memory shared between stages, stages placed", rows)
+
+
 def cost_table(record: Mapping[str, Any]) -> Table:
     """Dollars of a working wafer, and what they buy."""
     causes = {name: f"$ {part:,.0f}" for name, part in record["wafer_cost"].items()}
@@ -270,6 +293,7 @@ def design_view(title: str, record: Mapping[str, Any], *, every_price: bool = Fa
         margin_table(record),
         cost_table(record),
         *priced,
+        *([] if record["refinement"] is None else [refinement_table(record["refinement"])]),
         search_table(record),
         *again,
     )

@@ -84,6 +84,26 @@ class Tangent(NamedTuple):
     rest: Scalar
 
 
+def log_resources(knobs: Float[Array, " knobs"]) -> Float[Array, " resources"]:
+    """Logarithms of the knobs that the time depends on."""
+    return jnp.log(jnp.asarray(knobs)[_RESOURCES])
+
+
+def with_resources(knobs: Float[Array, " knobs"], logs: Float[Array, " resources"]) -> Float[Array, " knobs"]:
+    """Knobs with other resources, given as logarithms."""
+    return jnp.asarray(knobs).at[_RESOURCES].set(jnp.exp(logs))
+
+
+def resource_seconds(time: Scalar, slope: Float[Array, " resources"]) -> Float[Array, " reciprocals"]:
+    """Seconds that each resource answers for; they add up to the time.
+
+    Args:
+        time: s.
+        slope: its derivative in the logarithms of the resources.
+    """
+    return jnp.asarray(_PARTS) @ jnp.concatenate([time[None], slope])
+
+
 def reciprocals(knobs: Float[np.ndarray, "*batch knobs"]) -> Reciprocals:
     """Reciprocal resources u of knobs: `exp(EXPONENTS @ log(resources))`."""
     return np.exp(np.log(knobs[..., _RESOURCES]) @ EXPONENTS.T)
@@ -101,18 +121,17 @@ def tangent(shared: Shared, point: Point) -> Tangent:
     layout = jax.tree.map(lambda leaf: leaf[candidate.geometry], shared.layouts)
 
     def time_at(logs: Array) -> tuple[Scalar, tuple[Estimate, Scalar]]:
-        knobs = from_array(jnp.asarray(point.knobs).at[_RESOURCES].set(jnp.exp(logs)))
+        knobs = from_array(with_resources(point.knobs, logs))
         wafer = shared.budget.build(knobs, candidate.die_rows, candidate.die_cols, sides)
         result = estimate(wafer, shared.model, candidate.strategy, layout=layout)
         stages = result.stage_forward, result.stage_backward, candidate.strategy
         rest = result.step_time - pipeline.step_time(*stages)
         return rest + pipeline.step_time_bounds(*stages)[0], (result, rest)
 
-    logs = jnp.log(jnp.asarray(point.knobs)[_RESOURCES])
+    logs = log_resources(point.knobs)
     (lower, (result, rest)), slope = jax.value_and_grad(time_at, has_aux=True)(logs)
-    parts = jnp.asarray(_PARTS) @ jnp.concatenate([lower[None], slope])
     return Tangent(
-        weights=parts * jnp.exp(-jnp.asarray(EXPONENTS) @ logs),
+        weights=resource_seconds(lower, slope) * jnp.exp(-jnp.asarray(EXPONENTS) @ logs),
         stacks=(1.0 - result.margins["memory"]) * point.knobs[_COLUMN["dram_stacks"]],
         excess=jnp.max(log_ratios(result.margins)),
         forward=result.stage_forward,

@@ -24,7 +24,7 @@ from watos_jax.recompute import Sharing, least_slowest, least_step, near_least_s
 from watos_jax.search.placed import Placed, placed
 from watos_jax.search.plan import every_option
 from watos_jax.search.sharing import Levels, levels_of, shared_step_time, unshared
-from watos_jax.search.space import Options, StrategySpace, strategies
+from watos_jax.search.space import Options, strategies
 from watos_jax.strategy import Layout, Strategy
 
 WAYS: Final = ("uniform", "local", "shared")
@@ -39,8 +39,16 @@ CHUNKS_PER_CALL: Final = 32
 """Chunks that a device works through per call, where there are as many."""
 
 
-class _Candidate(NamedTuple):
-    # a strategy with its levels, what each stage sends and could keep, and its step time with neighbours as helpers
+class Settled(NamedTuple):
+    """A strategy whose recomputation is settled, not yet placed.
+
+    Attributes:
+        step_time: s, with neighbours as helpers.
+        strategy: with one level of recomputation per stage.
+        sent: bytes per die that each stage keeps elsewhere.
+        room: bytes per die that each stage can keep for others.
+    """
+
     step_time: float
     strategy: Strategy
     sent: Float[np.ndarray, " stages"]
@@ -97,7 +105,8 @@ def central(
     times = map_chunks(_outcome, shared, points, chunk=CHUNK, chunks_per_call=calls)
     order = np.argsort(times[:, -1], kind="stable")[:EXACT]
     rows = [int(row) for row in order if np.isfinite(times[row, -1])]
-    found = sorted((c for row in rows for c in _solved(system, model, space, row)), key=lambda c: c.step_time)
+    solved = (settled(system, model, space.strategy(row), space.layout(row)) for row in rows)
+    found = sorted((one for several in solved for one in several), key=lambda one: one.step_time)
     # those that ship may lose by real distances: the best that do not are placed as well
     first = found[: top + PLACED] + [c for c in found[top + PLACED :] if not c.sent.any()][:top]
     placings = (placed(system, model, c.strategy, c.sent, c.room) for c in first)
@@ -115,9 +124,20 @@ def central(
 def _outcome(
     shared: tuple[System | Wafer, Transformer, Layout], point: tuple[Strategy, Int[Array, ""]]
 ) -> Float[Array, " ways"]:
-    # step time of each of `WAYS`, infinite where it does not fit
     (system, model, layouts), (strategy, geometry) = shared, point
-    levels = levels_of(system, model, strategy, jax.tree.map(lambda leaf: leaf[geometry], layouts))
+    return step_times(system, model, strategy, jax.tree.map(lambda leaf: leaf[geometry], layouts))
+
+
+def step_times(system: System | Wafer, model: Transformer, strategy: Strategy, layout: Layout) -> Float[Array, " ways"]:
+    """Step time in s of each of `WAYS`, infinite where it does not fit or needs too much power; may be traced.
+
+    Args:
+        system: the hardware.
+        model: the transformer.
+        strategy: one strategy; its own `recompute` is not read.
+        layout: what the network makes of it.
+    """
+    levels = levels_of(system, model, strategy, layout)
     plain = step_time(levels.base.stage_forward, levels.base.stage_backward, strategy)
     closed = jax.vmap(lambda f, b: step_time(f, b, strategy))(levels.forward, levels.backward)
     fits = jnp.all(levels.given.room >= 0.0, axis=-1)
@@ -137,19 +157,25 @@ def _floats(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), tree)
 
 
-def _solved(system: System | Wafer, model: Transformer, space: StrategySpace, row: int) -> list[_Candidate]:
-    # the exact answer with memory shared, and the best with nothing shared
-    strategy, layout = space.strategy(row), space.layout(row)
+def settled(system: System | Wafer, model: Transformer, strategy: Strategy, layout: Layout) -> list[Settled]:
+    """Settle recomputation exactly, with memory shared and the best with nothing shared; empty where nothing fits.
+
+    Args:
+        system: the hardware, concrete.
+        model: the transformer.
+        strategy: one strategy; its own `recompute` is not read.
+        layout: what the network makes of it.
+    """
     levels = levels_of(*_floats((system, model, strategy, layout)))
     exact = least_step(levels.given, float(strategy.num_micro_batches * strategy.virtual_stages) - 1.0)
     alone = unshared(levels)
     answers = ([exact[0]] if exact is not None else []) + ([alone] if bool(alone.fits) else [])
-    return [_candidate(levels, strategy, taken) for taken in answers]
+    return [_settled(levels, strategy, taken) for taken in answers]
 
 
-def _candidate(levels: Levels, strategy: Strategy, taken: Sharing) -> _Candidate:
+def _settled(levels: Levels, strategy: Strategy, taken: Sharing) -> Settled:
     number = int(strategy.pipeline_parallel)
     supply = np.asarray(taken.supply[:number], float)
     per_stage = eqx.tree_at(lambda s: s.recompute, strategy, np.asarray(taken.level[:number], float))
     step = float(shared_step_time(levels, strategy, taken))
-    return _Candidate(step, per_stage, np.maximum(-supply, 0.0), np.maximum(supply, 0.0))
+    return Settled(step, per_stage, np.maximum(-supply, 0.0), np.maximum(supply, 0.0))

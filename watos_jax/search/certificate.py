@@ -4,20 +4,23 @@ Every strategy of every die grid is bounded by a tangent (`bounds`) over the box
 lattice. What is not better than the incumbent by more than the gap is dropped; the boxes of what is left are halved,
 and its tangents taken anew where the bound is least, until nothing is left. Boxes of a single point are given to the
 hard model, which may find a better design on the way. Double precision throughout.
+
+What is bounded is a `Problem`: `Local`, where every stage lives in its own memory, or `pooled.Pooled`.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, pairwise
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float
 
 from watos_jax.batch import map_chunks
 from watos_jax.estimate import ROUNDING
-from watos_jax.search.bounds import EXPONENTS, MACS, SLACK, Boxes, Grids, Tangent, exact_times, tangent
+from watos_jax.search.bounds import MACS, SLACK, Boxes, Grids, exact_times, tangent
 from watos_jax.search.descend import Point, Shared
 from watos_jax.workload import model_flop
 
@@ -25,6 +28,10 @@ TANGENTS = 6
 """Most tangents per strategy."""
 BLOCK = 16384
 """Strategies whose stages are held in memory at once."""
+CHUNK = 512
+"""Points per chunk of `batch.map_chunks`."""
+CHUNKS_PER_CALL = 8
+"""Chunks per call: one shape, hence one compilation, for few points and many."""
 RENEWED = 8192
 """Most strategies whose tangents are taken anew; while more are left, boxes are only halved."""
 RENEWED_EVERY = 4
@@ -61,16 +68,71 @@ class Certificate:
         return self.value / self.lower_bound - 1.0
 
 
+class Problem(Protocol):
+    """What branch and bound needs to know of the times that it bounds."""
+
+    @property
+    def shared(self) -> Shared:
+        """Budget, model, layouts."""
+
+    def touch(self, points: Point) -> Any:
+        """Of each point a bound of the time of its candidate anywhere: a record of arrays, shape (points, ...)."""
+
+    def settle(self, points: Point) -> tuple[Float[np.ndarray, " points"], Bool[np.ndarray, " points"]]:
+        """The time of each point in s, and whether it is all that is known of it: else a bound is kept in its place."""
+
+    def bound(self, touched: Any, boxes: Boxes) -> Float[np.ndarray, "strategies boxes"]:
+        """Seconds that no design in a box is below; infinite where none fits.
+
+        Args:
+            touched: bounds of strategies, shape (strategies, bounds of each, ...); each holds by itself.
+            boxes: of the grid of these strategies.
+        """
+
+
+class Touch(NamedTuple):
+    """A tangent: see `bounds.Tangent`."""
+
+    weights: Float[np.ndarray, "*points reciprocals"]
+    stacks: Float[np.ndarray, "*points"]
+
+
+@dataclass(frozen=True)
+class Local:
+    """Every stage in its own memory, the schedule replayed: the times of `estimate`."""
+
+    shared: Shared
+
+    def touch(self, points: Point) -> Touch:
+        """Tangents and the stacks that memory needs."""
+        found = self._at(points)
+        return Touch(found.weights, found.stacks)
+
+    def settle(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
+        """Times by the hard model; where the mean power is exceeded a smaller design may fit, the bound is kept."""
+        found = self._at(points)
+        return exact_times(points.candidate.strategy, found), found.excess <= ROUNDING
+
+    def bound(self, touched: Touch, boxes: Boxes) -> np.ndarray:
+        """The highest tangent at the upper corner; infinite where memory needs more stacks than there are."""
+        strategies, tangents, size = touched.weights.shape
+        flat = touched.weights.reshape(-1, size) @ boxes.least.T
+        bound = flat.reshape(strategies, tangents, -1).max(axis=1)
+        return np.where(touched.stacks[:, :1] <= boxes.stacks * (1.0 + SLACK), bound, np.inf)
+
+    def _at(self, points: Point) -> Any:
+        return map_chunks(tangent, self.shared, points, chunk=CHUNK, chunks_per_call=CHUNKS_PER_CALL)
+
+
 @dataclass
 class _Left:
-    # strategies of one grid that are not ruled out: rows of the table, their tangents, the stacks they need
+    # strategies of one grid that are not ruled out: rows of the table, and their bounds, arrays (rows, bounds, ...)
     rows: np.ndarray
-    weights: np.ndarray  # (rows, tangents, reciprocals)
-    stacks: np.ndarray
+    touched: Any
 
 
 def certify(
-    shared: Shared,
+    problem: Problem,
     every: Point,
     incumbent: Point,
     *,
@@ -81,7 +143,7 @@ def certify(
     """Bound the step time from below until the incumbent is within the gap, or the time is over.
 
     Args:
-        shared: budget, model, layouts; the objective is the step time.
+        problem: what is bounded; the objective is the step time.
         every: all candidates, with any knobs that are near a good design of their grid.
         incumbent: one candidate with knobs that fit.
         gap: of the incumbent over the bound, at which the search ends; 0 finds the best design.
@@ -92,13 +154,13 @@ def certify(
         The certificate, and the best design: the incumbent or a better one.
     """
     with jax.enable_x64(True):
-        return _Proof(shared, every, incumbent, gap, time_limit, progress).run()
+        return _Proof(problem, every, incumbent, gap, time_limit, progress).run()
 
 
 class _Proof:
     def __init__(
         self,
-        shared: Shared,
+        problem: Problem,
         every: Point,
         incumbent: Point,
         gap: float,
@@ -106,14 +168,14 @@ class _Proof:
         progress: Callable[[float], None],
     ):
         self.started = time.perf_counter()
-        self.shared, self.every, self.best = shared, every, incumbent
+        self.problem, self.shared, self.every, self.best = problem, problem.shared, every, incumbent
         self.gap, self.time_limit, self.progress = gap, time_limit, progress
         self.boxes = self.evaluations = 0
-        self.value = float(exact_times(incumbent.candidate.strategy, self._touch(incumbent))[0])
+        self.value = float(self._settled(incumbent)[0][0])
         # least bound of what was dropped, and of single points
         self.dropped = np.inf
         grids, self.grid = np.unique(np.stack(every.candidate[:4], axis=1), axis=0, return_inverse=True)
-        self.grids = Grids(shared.budget, grids)
+        self.grids = Grids(self.shared.budget, grids)
 
     @property
     def target(self) -> float:
@@ -141,20 +203,16 @@ class _Proof:
         counts = self.evaluations, self.boxes, visited, len(self.grid)
         return Certificate(self.value, float(least), *counts, points, elapsed), self.best
 
-    def _tangents(self, rows: np.ndarray, knobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        weights: list[Any] = [np.zeros((0, len(EXPONENTS)))]
-        stacks: list[Any] = [np.zeros(0)]
-        for start in range(0, len(rows), BLOCK):
-            block = slice(start, start + BLOCK)
-            found = self._touch(self._at(rows[block], knobs[block]))
-            weights.append(found.weights)
-            stacks.append(found.stacks)
-        return np.concatenate(weights)[:, None], np.concatenate(stacks)
+    def _touched(self, rows: np.ndarray, knobs: np.ndarray) -> Any:
+        # block by block, for a touch holds more than what is kept of it
+        self.evaluations += len(rows)
+        starts = range(0, max(len(rows), 1), BLOCK)
+        blocks = [self.problem.touch(self._at(rows[i : i + BLOCK], knobs[i : i + BLOCK])) for i in starts]
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:, None], *blocks)
 
-    def _touch(self, points: Point) -> Tangent:
-        # one shape, hence one compilation, for few and many
+    def _settled(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
         self.evaluations += len(points.knobs)
-        return map_chunks(tangent, self.shared, points, chunk=512, chunks_per_call=8)
+        return self.problem.settle(points)
 
     def _at(self, rows: np.ndarray, knobs: np.ndarray) -> Point:
         return jax.tree.map(lambda leaf: leaf[rows], self.every)._replace(knobs=knobs)
@@ -172,11 +230,13 @@ class _Proof:
     def _first(self, grids: np.ndarray) -> dict[int, _Left]:
         rows = [np.flatnonzero(self.grid == number) for number in grids]
         order = np.concatenate([*rows, np.zeros(0, int)])
-        weights, stacks = self._tangents(order, np.asarray(self.every.knobs)[order])
+        if not len(order):
+            return {}
+        touched = self._touched(order, np.asarray(self.every.knobs)[order])
         ends = np.cumsum([0, *(len(some) for some in rows)])
         spans = [slice(*pair) for pair in pairwise(ends)]
         left = zip(grids.tolist(), rows, spans, strict=True)
-        return {number: _Left(some, weights[span], stacks[span]) for number, some, span in left}
+        return {number: _Left(some, _part(touched, span)) for number, some, span in left}
 
     def _prune(
         self, left: dict[int, _Left], boxes: Boxes
@@ -185,13 +245,13 @@ class _Proof:
         kept, keep, least, where = {}, np.zeros(len(boxes.grid), bool), np.inf, {}
         for number, one in left.items():
             there = np.flatnonzero(boxes.grid == number)
-            bound = _bound(one, _rows(boxes, there))
+            bound = self.problem.bound(one.touched, _rows(boxes, there))
             may = bound < self.target
             rows, columns = may.any(axis=1), may.any(axis=0)
             self.dropped = min(self.dropped, bound[~may].min(initial=np.inf))
             if rows.any():
                 keep[there[columns]] = True
-                kept[number] = _Left(one.rows[rows], one.weights[rows], one.stacks[rows])
+                kept[number] = _Left(one.rows[rows], _part(one.touched, rows))
                 least = min(least, bound.min())
                 where[number] = boxes.knobs[there[bound[rows].argmin(axis=1)]]
         return kept, _rows(boxes, keep), least, where
@@ -200,15 +260,12 @@ class _Proof:
         # single points: the hard model's word, with most columns of cores and the largest die
         for number, one in left.items():
             there = _rows(boxes, boxes.grid == number)
-            bound = _bound(one, there)
+            bound = self.problem.bound(one.touched, there)
             rows, columns = np.nonzero(bound < self.target)
             if not len(rows):
                 continue
             points = self._at(one.rows[rows], there.knobs[columns])
-            found = self._touch(points)
-            exact = exact_times(points.candidate.strategy, found)
-            fits = found.excess <= ROUNDING
-            # where the mean power is exceeded a smaller design may fit, but none is below its bound
+            exact, fits = self._settled(points)
             self.dropped = min(self.dropped, np.where(fits, exact, bound[rows, columns]).min())
             times = np.where(fits, exact, np.inf)
             if times.min() < self.value:
@@ -219,11 +276,15 @@ class _Proof:
         if sum(len(one.rows) for one in left.values()) > RENEWED:
             return
         rows = np.concatenate([one.rows for one in left.values()])
-        weights, _ = self._tangents(rows, np.concatenate([where[number] for number in left]))
+        touched = self._touched(rows, np.concatenate([where[number] for number in left]))
         start = 0
         for one in left.values():
             span = slice(start, start + len(one.rows))
-            one.weights = np.concatenate([one.weights[:, 1 - TANGENTS :], weights[span]], axis=1)
+            one.touched = jax.tree.map(
+                lambda old, new: np.concatenate([old[:, 1 - TANGENTS :], new], axis=1),
+                one.touched,
+                _part(touched, span),
+            )
             start = span.stop
 
 
@@ -231,9 +292,5 @@ def _rows(boxes: Boxes, rows: np.ndarray) -> Boxes:
     return Boxes(*(column[rows] for column in boxes))
 
 
-def _bound(one: _Left, boxes: Boxes) -> np.ndarray:
-    # (strategies, boxes) s, infinite where memory needs more stacks than there are
-    strategies, tangents, size = one.weights.shape
-    flat = one.weights.reshape(-1, size) @ boxes.least.T
-    bound = flat.reshape(strategies, tangents, -1).max(axis=1)
-    return np.where(one.stacks[:, None] <= boxes.stacks * (1.0 + SLACK), bound, np.inf)
+def _part(touched: Any, rows: np.ndarray | slice) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], touched)

@@ -10,11 +10,12 @@
 5. Prove how far the result is from the best of all candidates and lattice points, and replace it by a better one that
    the proof comes across (`certificate`). Only where the objective is the step time and nothing overlaps; other
    designs have no proof.
+6. Where asked for, share memory between stages, place them, and solve the hardware again (`refine`).
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -25,8 +26,9 @@ from watos_jax.estimate import ROUNDING, Estimate, estimate
 from watos_jax.hardware import Budget, Knobs, Wafer
 from watos_jax.model import Transformer
 from watos_jax.search import lattice
+from watos_jax.search import refine as refinement
 from watos_jax.search.candidates import OPTIONS, Candidates, Infeasible, candidates, take
-from watos_jax.search.certificate import Certificate, certify
+from watos_jax.search.certificate import Certificate, Local, certify
 from watos_jax.search.descend import ROUNDS, STEPS, Point, Shared, descend, score
 from watos_jax.search.objective import STEP_TIME, Objective
 from watos_jax.search.space import Options
@@ -75,6 +77,8 @@ class Design:
             overlaps.
         relaxed: the best relaxed design of each die grid and choice of edges that was descended, best first: where
             further searches may start.
+        refined: the design with memory shared and stages placed, its hardware solved again; None where it was not
+            asked for.
     """
 
     wafer: Wafer
@@ -94,6 +98,7 @@ class Design:
     at_bound: dict[str, str] = field(default_factory=dict)
     certificate: Certificate | None = None
     relaxed: Point | None = None
+    refined: refinement.Refined | None = None
 
     @property
     def rounding_gap(self) -> float:
@@ -110,6 +115,7 @@ def codesign(
     gap: float = GAP,
     time_limit: float = TIME_LIMIT,
     prove: bool = True,
+    refine: bool = False,
     progress: Callable[[str, float], None] | None = None,
     improved: Callable[[Point, float, int], None] | None = None,
 ) -> Design:
@@ -123,6 +129,8 @@ def codesign(
         gap: of the step time over its proven lower bound, at which the proof ends; 0 finds the best design there is.
         time_limit: s after which the proof ends with the gap it has; the search before it is not cut short.
         prove: whether to prove anything; where not, the design is what descent and rounding find.
+        refine: whether to go on with memory shared between stages and stages placed on the mesh, see
+            `refine.refine`; it has the same gap and as much time again for its own bound.
         progress: called with a phase's name and the share of it that is done.
         improved: called with every better design on the way, as a row of points, its objective, and the estimates made
             so far.
@@ -132,13 +140,16 @@ def codesign(
 
     Raises:
         Infeasible: no design was found that fits.
-        ValueError: no strategy is legal on any die grid, or gap or time_limit is negative.
+        ValueError: no strategy is legal on any die grid, gap or time_limit is negative, or a refined design is asked
+            for that has no proof.
     """
     for name, given in (("gap", gap), ("time_limit", time_limit)):
         if not 0.0 <= given < np.inf:
             raise ValueError(f"{name} is {given:g}: it must be finite, 0 or more")
+    if refine and not (prove and _is_provable(budget, objective)):
+        raise ValueError("refine is True: it must be False but for tokens per second, proven, without overlap")
     search = _Search(model, budget, options, objective, progress or (lambda phase, share: None), improved)
-    return search.run(gap, time_limit if prove else None)
+    return search.run(gap, time_limit if prove else None, refine)
 
 
 class _Search:
@@ -162,7 +173,7 @@ class _Search:
         self.candidates: Candidates
         self.shared: Shared
 
-    def run(self, gap: float, time_limit: float | None) -> Design:
+    def run(self, gap: float, time_limit: float | None, refine: bool) -> Design:
         self._timed("enumerate", self._enumerate)
         every = self.candidates.every
         kept = self._timed("guess", self._guess)
@@ -174,7 +185,11 @@ class _Search:
             left = max(time_limit - (time.perf_counter() - self.started), 0.0)
             best, least, proven = self._timed("prove", lambda: self._prove(every, best, least, gap, left))
         places = _best_of_each_place(kept._replace(knobs=relaxed), values)
-        return self._timed("report", lambda: self._design(best, least, proven, places))
+        design = self._timed("report", lambda: self._design(best, least, proven, places))
+        if time_limit is None or not refine:
+            return design
+        further = self._timed("refine", lambda: self._share(every, best, gap, time_limit))
+        return replace(design, refined=further, wall_time=time.perf_counter() - self.started)
 
     def _timed(self, phase: str, work: Callable[[], Any]) -> Any:
         self.progress(phase, 0.0)
@@ -242,13 +257,19 @@ class _Search:
         def report(proven: float) -> None:
             self.progress(f"prove ({proven:.1%})", 0.0)
 
-        found, better = certify(self.shared, every, best, gap=gap, time_limit=time_limit, progress=report)
+        found, better = certify(Local(self.shared), every, best, gap=gap, time_limit=time_limit, progress=report)
         self.evaluations += found.evaluations
         if better is not best:
             self._note(better, float(self._scores(better)[0][0]))
             _, descended = self._descend(self._starts(better, np.asarray(better.knobs[0])))
             least = float(descended.min())
         return better, least, found
+
+    def _share(self, every: Point, best: Point, gap: float, time_limit: float) -> refinement.Refined:
+        def report(proven: float) -> None:
+            self.progress(f"refine ({proven:.1%})", 0.0)
+
+        return refinement.refine(self.shared, every, best, gap=gap, time_limit=time_limit, progress=report)
 
     def _starts(self, chosen: Point, knobs: np.ndarray) -> Point:
         # one candidate from its knobs, and from all first guesses of its grid

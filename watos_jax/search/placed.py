@@ -24,7 +24,7 @@ from watos_jax.network.layout import layout
 from watos_jax.placement import Grid, pipeline_paths, place
 from watos_jax.shipping import shipments, shipping_seconds
 from watos_jax.strategy import Layout, Strategy
-from watos_jax.units import Scalar
+from watos_jax.units import PerStage, Scalar
 
 TRIED: Final = 6
 """Orders of least objective whose step time is computed, after each giving out of bytes."""
@@ -41,6 +41,8 @@ class Placed(eqx.Module):
             senders.
         step_time: s, with shipping.
         shipped: bytes per die that the stage of the row keeps at the stage of the column.
+        stage_forward: s per micro-batch of each stage, with shipping, shape (padded stages,).
+        stage_backward: likewise.
     """
 
     strategy: Strategy
@@ -49,6 +51,8 @@ class Placed(eqx.Module):
     estimate: Estimate
     step_time: Scalar
     shipped: Float[np.ndarray, "stages stages"]
+    stage_forward: PerStage
+    stage_backward: PerStage
 
     @property
     def sent(self) -> Float[np.ndarray, " stages"]:
@@ -64,6 +68,11 @@ class Placed(eqx.Module):
     def tokens_per_second(self) -> Scalar:
         """Global batch over step time."""
         return self.estimate.tokens_per_second * self.estimate.step_time / self.step_time
+
+    def exact_step_time(self) -> Scalar:
+        """The step time with its schedule replayed, where `step_time` has the closed form: see `pipeline.replay`."""
+        stages = self.stage_forward, self.stage_backward, self.strategy
+        return self.step_time + (pipeline.replay(*stages) - pipeline.step_time(*stages))
 
 
 def can_place(system: System | Wafer, strategy: Strategy) -> bool:
@@ -103,8 +112,9 @@ def score(
         for part in shipping_seconds(machine, network, held, shipped, in_flight)
     )
     plain = pipeline.step_time(answer.stage_forward, answer.stage_backward, strategy)
-    with_shipping = pipeline.step_time(answer.stage_forward + away, answer.stage_backward + back, strategy)
-    return Placed(strategy, built, order, answer, answer.step_time + (with_shipping - plain), shipped)
+    stage_forward, stage_backward = answer.stage_forward + away, answer.stage_backward + back
+    step = answer.step_time + (pipeline.step_time(stage_forward, stage_backward, strategy) - plain)
+    return Placed(strategy, built, order, answer, step, shipped, stage_forward, stage_backward)
 
 
 def placed(
