@@ -14,7 +14,7 @@ Reference: Won et al., TACOS, arXiv 2304.05301; Patarasuk, Yuan (2009), JPDC 69(
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 from watos_jax.network.collectives import collective, nothing
 from watos_jax.network.contention import Network
@@ -111,7 +111,7 @@ def neighbours(
     apart = np.where(np.isfinite(apart), apart, 0.0)  # a single rectangle talks to no other
     rim = tall * np.minimum(across - 1, 2) + wide * np.minimum(down - 1, 2)
 
-    def as_tiers(value: np.ndarray, like: np.ndarray) -> np.ndarray:
+    def as_tiers(value: np.ndarray, like: ArrayLike) -> np.ndarray:
         return np.where(np.asarray(like) > 0.0, value.reshape(value.shape + (1,) * (np.ndim(like) - 1)), 0.0)
 
     def least(of: Collective, volume: np.ndarray, steps: np.ndarray) -> Collective:

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from watos_jax import pipeline
 from watos_jax.batch import map_chunks
@@ -84,12 +84,12 @@ class Tangent(NamedTuple):
     rest: Scalar
 
 
-def log_resources(knobs: Float[Array, " knobs"]) -> Float[Array, " resources"]:
+def log_resources(knobs: Float[ArrayLike, " knobs"]) -> Float[Array, " resources"]:
     """Logarithms of the knobs that the time depends on."""
     return jnp.log(jnp.asarray(knobs)[_RESOURCES])
 
 
-def with_resources(knobs: Float[Array, " knobs"], logs: Float[Array, " resources"]) -> Float[Array, " knobs"]:
+def with_resources(knobs: Float[ArrayLike, " knobs"], logs: Float[Array, " resources"]) -> Float[Array, " knobs"]:
     """Knobs with other resources, given as logarithms."""
     return jnp.asarray(knobs).at[_RESOURCES].set(jnp.exp(logs))
 

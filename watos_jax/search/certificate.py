@@ -9,10 +9,11 @@ What is bounded is a `Problem`: `Local`, where every stage lives in its own memo
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -68,19 +69,24 @@ class Certificate:
         return self.value / self.lower_bound - 1.0
 
 
-class Problem(Protocol):
-    """What branch and bound needs to know of the times that it bounds."""
+class Problem(ABC):
+    """What branch and bound needs to know of the times that it bounds.
 
-    @property
-    def shared(self) -> Shared:
-        """Budget, model, layouts."""
+    Attributes:
+        shared: budget, model, layouts.
+    """
 
+    shared: Shared
+
+    @abstractmethod
     def touch(self, points: Point) -> Any:
         """Of each point a bound of the time of its candidate anywhere: a record of arrays, shape (points, ...)."""
 
+    @abstractmethod
     def settle(self, points: Point) -> tuple[Float[np.ndarray, " points"], Bool[np.ndarray, " points"]]:
         """The time of each point in s, and whether it is all that is known of it: else a bound is kept in its place."""
 
+    @abstractmethod
     def bound(self, touched: Any, boxes: Boxes) -> Float[np.ndarray, "strategies boxes"]:
         """Seconds that no design in a box is below; infinite where none fits.
 
@@ -98,7 +104,7 @@ class Touch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Local:
+class Local(Problem):
     """Every stage in its own memory, the schedule replayed: the times of `estimate`."""
 
     shared: Shared
@@ -292,5 +298,5 @@ def _rows(boxes: Boxes, rows: np.ndarray) -> Boxes:
     return Boxes(*(column[rows] for column in boxes))
 
 
-def _part(touched: Any, rows: np.ndarray | slice) -> Any:
+def _part(touched: Any, rows: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[rows], touched)

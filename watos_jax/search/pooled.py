@@ -47,6 +47,7 @@ from watos_jax.search.bounds import (
     resource_seconds,
     with_resources,
 )
+from watos_jax.search.certificate import Problem
 from watos_jax.search.descend import Candidate, Point, Shared, log_ratios
 from watos_jax.search.lattice import NAMES, from_array
 from watos_jax.strategy import RECOMPUTE_LEVELS, Layout, Strategy
@@ -107,7 +108,7 @@ def lower(given: tuple[Shared, Float[Array, " stacks"]], point: Point) -> Lower:
     numbers = jnp.arange(float(LEVELS))
     zero, one = jnp.zeros(()), jnp.ones(())
     both, _, every = jax.vmap(at, (None, 0, None))(here, numbers, zero)
-    memory, extra = every.memory, jnp.maximum(both - both[0], 0.0)
+    memory, extra = every.memory, jnp.maximum(both - both[:1], 0.0)
     plain, _, base = at(here, zero, one)
     capacity = strategy.pipeline_parallel * shared.budget.wafer.die.memory.stack_bytes
     shares = _shares(strategy, plain, extra, memory, capacity * point.knobs[NAMES.index("dram_stacks")])
@@ -146,13 +147,13 @@ def _prices(weights: PerStage, extra: Array, memory: Array) -> Float[Array, " pr
 
 def _lagrangian(weights: PerStage, extra: Array, memory: Array, prices: Array) -> Float[Array, "prices stages"]:
     # of every stage at its best level, before the limit of memory
-    return jnp.min(weights * extra + prices[:, None, None] * memory, axis=1)
+    return jnp.min((weights[None] * extra)[None] + prices[:, None, None] * memory[None], axis=1)
 
 
 def _more(weights: PerStage, extra: Array, memory: Array, capacity: Float[Array, " stacks"]) -> Float[Array, " stacks"]:
     prices = _prices(weights, extra, memory)
     whole = jnp.sum(_lagrangian(weights, extra, memory, prices), axis=-1)
-    added = jnp.max(whole[:, None] - prices[:, None] * capacity, axis=0)
+    added = jnp.max(whole[:, None] - prices[:, None] * capacity[None], axis=0)
     fits = jnp.sum(jnp.min(memory, axis=0)) <= capacity * (1.0 + SLACK)
     return jnp.where(fits, jnp.maximum(added, 0.0), jnp.inf)
 
@@ -171,7 +172,7 @@ def _shares(strategy: Strategy, plain: PerStage, extra: Array, memory: Array, ca
         prices = _prices(weights, extra, memory)
         whole = jnp.sum(_lagrangian(weights, extra, memory, prices), axis=-1) - prices * capacity
         best = jnp.argmax(whole)
-        level = jnp.argmin(weights * extra + prices[best] * memory, axis=0)
+        level = jnp.argmin(weights[None] * extra + prices[best] * memory, axis=0)
         return jnp.sum(weights * plain) + whole[best], plain + jnp.take_along_axis(extra, level[None], axis=0)[0]
 
     def turn(_: Array, state: tuple) -> tuple:
@@ -207,7 +208,7 @@ def apart(shared: Shared, every: Point) -> Layout:
 
 
 @dataclass(frozen=True)
-class Pooled:
+class Pooled(Problem):
     """The relaxed problem as `certificate.certify` wants it; build it with `pooled`."""
 
     shared: Shared
@@ -221,21 +222,22 @@ class Pooled:
     def settle(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
         """The bound at the points themselves, infinite where they cannot be made."""
         found = self.touch(points)
-        own = np.searchsorted(self.stacks, np.asarray(points.knobs)[:, NAMES.index("dram_stacks")] - 1e-6)
-        level0 = (found.weights * reciprocals(np.asarray(points.knobs))).sum(axis=1)
-        value = level0 + np.take_along_axis(found.more, own[:, None], axis=1)[:, 0]
+        knobs = np.asarray(points.knobs)
+        own = np.searchsorted(self.stacks, knobs[:, NAMES.index("dram_stacks")] - 1e-6)
+        plain = (np.asarray(found.weights) * reciprocals(knobs)).sum(axis=1)
+        value = plain + np.asarray(found.more)[np.arange(len(own)), own]
         return np.where(found.excess <= ROUNDING, value, np.inf), np.ones(len(value), bool)
 
     def bound(self, touched: Lower, boxes: Boxes) -> np.ndarray:
         """The highest of the bounds at the upper corner."""
-        strategies, bounds, size = touched.weights.shape
-        plain = (touched.weights.reshape(-1, size) @ boxes.least.T).reshape(strategies, bounds, -1)
+        weights, more, inverse = (np.asarray(part) for part in (touched.weights, touched.more, touched.inverse))
+        strategies, bounds, size = weights.shape
+        plain = (weights.reshape(-1, size) @ boxes.least.T).reshape(strategies, bounds, -1)
         shrunk = np.ones_like(plain)
         for number in range(size):
-            there = np.isfinite(touched.inverse[..., number])
-            ratio = np.where(there, touched.inverse[..., number], np.inf)[..., None] * boxes.least[:, number]
-            np.minimum(shrunk, ratio, out=shrunk)
-        return (plain + touched.more[..., boxes.high[:, _STACKS]] * shrunk).max(axis=1)
+            np.minimum(shrunk, inverse[..., number, None] * boxes.least[:, number], out=shrunk)
+        bound: np.ndarray = (plain + more[..., boxes.high[:, _STACKS]] * shrunk).max(axis=1)
+        return bound
 
 
 def pooled(shared: Shared, every: Point) -> tuple[Pooled, Point]:

@@ -27,6 +27,7 @@ from watos_jax.estimate import ROUNDING
 from watos_jax.fabrication import fabrication_ratios
 from watos_jax.hardware import Knobs, Wafer
 from watos_jax.search import lattice
+from watos_jax.search.candidates import take
 from watos_jax.search.central import settled, step_times
 from watos_jax.search.certificate import Certificate, certify
 from watos_jax.search.descend import Point, Shared
@@ -132,20 +133,20 @@ class _Local:
         # the strategies of its grid on its hardware
         same = [np.asarray(self.every.candidate[i]) == best.point.candidate[i] for i in range(4)]
         rows = np.flatnonzero(np.all(same, axis=0))
-        return self._first(_take(self.every, rows)._replace(knobs=np.repeat(best.point.knobs, len(rows), axis=0)))
+        return self._first(take(self.every, rows)._replace(knobs=np.repeat(best.point.knobs, len(rows), axis=0)))
 
     def _around(self, best: _Solved) -> list[Point]:
         # lattice points around its hardware, for its strategy
         budget = self.shared.budget
         index = lattice.moves(budget, lattice.nearest(budget, np.asarray(best.point.knobs[0])))
-        points = _take(best.point, np.zeros(len(index), int))._replace(knobs=lattice.values_at(budget, index))
+        points = take(best.point, np.zeros(len(index), int))._replace(knobs=lattice.values_at(budget, index))
         fits = map_chunks(_can_be_made, self.shared, points, chunk=2048, chunks_per_call=1)
-        return self._first(_take(points, np.flatnonzero(fits)))
+        return self._first(take(points, np.flatnonzero(fits)))
 
     def _first(self, points: Point) -> list[Point]:
         times = map_chunks(_ranked, self.shared, points, chunk=CHUNK, chunks_per_call=1)
         order = np.argsort(times, kind="stable")[:PLACED]
-        return [_take(points, np.array([row])) for row in order if np.isfinite(times[row])]
+        return [take(points, np.array([row])) for row in order if np.isfinite(times[row])]
 
     def _solve(self, point: Point) -> _Solved | None:
         key = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(point)]).tobytes()
@@ -165,10 +166,6 @@ class _Local:
             if min(map(float, margins)) >= -ROUNDING and (best is None or seconds < best.step_time):
                 best = _Solved(point, found, seconds)
         return best
-
-
-def _take(points: Point, rows: np.ndarray) -> Point:
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], points)
 
 
 def _built(shared: Shared, point: Point) -> tuple[Wafer, Knobs, tuple[int, int]]:
