@@ -174,7 +174,7 @@ def test_the_record_has_both_gaps_and_the_tables_show_them(designs):
 @pytest.mark.parametrize("seed", range(6))
 def test_the_pooled_optimum_equals_a_scan_of_a_small_lattice(seed):
     budget = small_budget(seed)
-    space = candidates(MODEL, budget, OPTIONS, STEP_TIME)
+    space = candidates(MODEL, budget, options=OPTIONS, objective=STEP_TIME)
     with jax.enable_x64(True):
         problem, base = pooled(space.shared, space.every)
         index = np.stack(np.meshgrid(*(np.arange(size) for size in lattice.counts(budget)), indexing="ij"), axis=-1)
@@ -195,7 +195,7 @@ def test_the_pooled_optimum_equals_a_scan_of_a_small_lattice(seed):
 @pytest.mark.slow
 def test_random_schedules_that_share_memory_on_the_mesh_are_above_the_bound():
     budget, shipped = small_budget(0), 0
-    space = candidates(MODEL, budget, replace(OPTIONS, micro_batch_sizes=(1, 2, 4)), STEP_TIME)
+    space = candidates(MODEL, budget, options=replace(OPTIONS, micro_batch_sizes=(1, 2, 4)), objective=STEP_TIME)
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         problem, base = pooled(space.shared, space.every)
