@@ -11,7 +11,7 @@ from typing import Final
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from watos_jax import pipeline
 from watos_jax.estimate import Estimate, estimate
@@ -24,7 +24,7 @@ from watos_jax.network.layout import layout
 from watos_jax.placement import Grid, pipeline_paths, place
 from watos_jax.shipping import shipments, shipping_seconds
 from watos_jax.strategy import Layout, Strategy
-from watos_jax.units import PerStage, Scalar
+from watos_jax.units import Scalar
 
 TRIED: Final = 6
 """Orders of least objective whose step time is computed, after each giving out of bytes."""
@@ -41,7 +41,7 @@ class Placed(eqx.Module):
             senders.
         step_time: s, with shipping.
         shipped: bytes per die that the stage of the row keeps at the stage of the column.
-        stage_forward: s per micro-batch of each stage, with shipping, shape (padded stages,).
+        stage_forward: s per micro-batch of each stage, with shipping, zero on padding.
         stage_backward: likewise.
     """
 
@@ -51,8 +51,8 @@ class Placed(eqx.Module):
     estimate: Estimate
     step_time: Scalar
     shipped: Float[np.ndarray, "stages stages"]
-    stage_forward: PerStage
-    stage_backward: PerStage
+    stage_forward: Float[Array, " padded"]
+    stage_backward: Float[Array, " padded"]
 
     @property
     def sent(self) -> Float[np.ndarray, " stages"]:
