@@ -108,7 +108,7 @@ def design():
 def returns(value):
     """A search that takes no time."""
 
-    def codesign(model, budget, *, options, objective, gap, time_limit, progress):
+    def codesign(model, budget, *, options, objective, gap, time_limit, refine, progress):
         progress("descend", 0.5)
         if isinstance(value, BaseException):
             raise value
@@ -266,7 +266,7 @@ def test_codesign_prints_what_is_proven(answer, watos, design, monkeypatch):
     monkeypatch.setattr(search, "codesign", returns(replace(design, certificate=proof)))
     record = answer("codesign", "llama3-70b")["certificate"]
     assert record.pop("gap") == pytest.approx(50.0 / 49.0 - 1.0)
-    assert record == vars(proof)
+    assert record == vars(proof) | {"shared_lower_bound": None, "shared_gap": None}
     assert re.search(r"proven gap +2.0 % [(]40 strategies in 300 boxes[)]", watos("codesign", "llama3-70b")[1])
     monkeypatch.setattr(search, "codesign", returns(design))
     assert answer("codesign", "llama3-70b")["certificate"] is None
@@ -302,8 +302,8 @@ def test_codesign_prices_what_it_is_asked(answer, watos, design, prices, monkeyp
 def test_codesign_searches_what_it_is_asked(watos, design, monkeypatch, words):
     asked = {}
 
-    def codesign(model, budget, *, options, objective, gap, time_limit, progress):
-        asked.update(budget=budget, options=options, objective=objective, gap=gap, time_limit=time_limit)
+    def codesign(model, budget, *, options, objective, gap, time_limit, refine, progress):
+        asked.update(budget=budget, options=options, objective=objective, gap=gap, time_limit=time_limit, refine=refine)
         return design
 
     monkeypatch.setattr(search, "codesign", codesign)

@@ -163,9 +163,9 @@ def test_what_is_refined_fits_and_lies_between_bound_and_certified_design(design
 @pytest.mark.slow
 def test_the_record_has_both_gaps_and_the_tables_show_them(designs):
     record = design_record(designs[0])
-    assert record["certificate"]["shared_gap"] == record["refined"]["gap"] >= 0.0
-    assert record["certificate"]["shared_lower_bound"] == record["refined"]["lower_bound"]
-    assert len(record["refined"]["strategy"]["recompute"]) == record["refined"]["strategy"]["pipeline_parallel"]
+    assert record["certificate"]["shared_gap"] == record["refinement"]["gap"] >= 0.0
+    assert record["certificate"]["shared_lower_bound"] == record["refinement"]["lower_bound"]
+    assert len(record["refinement"]["strategy"]["recompute"]) == record["refinement"]["strategy"]["pipeline_parallel"]
     extra = {"model": "m", "budget": "b", "objective_name": "o", "price_list": "p", "compile_time": 0.0}
     design_view("a wafer", record | extra)
 
