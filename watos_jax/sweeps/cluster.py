@@ -10,8 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from watos_jax.sweeps.build import build
 from watos_jax.sweeps.plan import Keep, Space
-from watos_jax.sweeps.points import Plan, build
+from watos_jax.sweeps.points import Plan
 from watos_jax.sweeps.run import Outcome, outcomes
 from watos_jax.sweeps.store import Store, StoreError
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from watos_jax.sweeps.answers import Sweep
+from watos_jax.sweeps.build import build
+from watos_jax.sweeps.declare import read
 from watos_jax.sweeps.drive import Progress, sweep
-from watos_jax.sweeps.plan import read
-from watos_jax.sweeps.points import Rows, build
+from watos_jax.sweeps.points import Rows
 
 
 def run(

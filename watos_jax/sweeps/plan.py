@@ -5,15 +5,12 @@ quantity of the wafer (`die.core.clock`) or of the model (`model.sequence_length
 a part of the space means the same in every process; none is stored.
 """
 
-import difflib
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import jax
@@ -23,7 +20,8 @@ from watos_jax import presets
 from watos_jax.hardware import Technology, Wafer
 from watos_jax.model import Transformer
 from watos_jax.search.space import Options
-from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, TENSOR_COLLECTIVES, Strategy
+from watos_jax.strategy import Strategy
+from watos_jax.sweeps.checks import as_list, as_table, at_most, check_keys, choices, is_number
 from watos_jax.sweeps.metrics import METRICS
 
 Record = TypeVar("Record")
@@ -31,8 +29,6 @@ ROWS: Final = ("none", "feasible", "all")
 """Which rows a sweep may keep besides its answers."""
 GROUPS: Final = ("wafer", "technology", "model", "die_rows", "die_cols")
 """Columns by which answers may be kept apart, besides axes of the model."""
-MOST_VALUES: Final = 1_000_000
-"""Most values of one axis."""
 MOST_KEPT: Final = 100_000
 """Most of the best points of a group."""
 MOST_DIES: Final = 1000
@@ -67,7 +63,7 @@ class Range:
             ValueError: a field is out of range.
         """
         for key in ("low", "high"):
-            if not _is_number(getattr(self, key)):
+            if not is_number(getattr(self, key)):
                 raise ValueError(f"{name}.{key} is {getattr(self, key)!r}: it must be a finite number")
         if self.high < self.low:
             raise ValueError(f"{name}.high is {self.high:g}: it must be at least low ({self.low:g})")
@@ -76,16 +72,16 @@ class Range:
         if self.step is not None:
             if self.log:
                 raise ValueError(f"{name}.log is true: it needs num, not step")
-            if not _is_number(self.step) or self.step <= 0:
+            if not is_number(self.step) or self.step <= 0:
                 raise ValueError(f"{name}.step is {self.step!r}: it must be a number above 0")
             num = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-            return float(self.low) + np.arange(_at_most(name, num)) * float(self.step)
+            return float(self.low) + np.arange(at_most(name, num)) * float(self.step)
         if isinstance(self.num, bool) or not isinstance(self.num, int) or self.num < 1:
             raise ValueError(f"{name}.num is {self.num!r}: it must be a whole number, at least 1")
         if self.log and self.low <= 0:
             raise ValueError(f"{name}.low is {self.low:g}: it must be above 0 where log is true")
         spaced = np.geomspace if self.log else np.linspace
-        return spaced(float(self.low), float(self.high), _at_most(name, self.num))
+        return spaced(float(self.low), float(self.high), at_most(name, self.num))
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,7 @@ class Keep:
                 if not isinstance(metric, str):
                     raise ValueError(f"keep.{field_name} is {metric!r}: it must be the name of a metric")
                 if metric not in METRICS:
-                    raise ValueError(f"keep.{field_name} is {metric!r}: {_choices(metric, list(METRICS))}")
+                    raise ValueError(f"keep.{field_name} is {metric!r}: {choices(metric, list(METRICS))}")
         for field_name, metrics in ranked.items():
             for metric in metrics:
                 if METRICS[metric].is_code:
@@ -206,7 +202,7 @@ class Space:
                 raise ValueError(f"{name} is empty: it must name at least one")
         for name, wafer in wafers.items():
             sample_count(name, wafer)
-        axes = {name: _values(f"axes.{name}", values) for name, values in _table("axes", self.axes).items()}
+        axes = {name: _values(f"axes.{name}", values) for name, values in as_table("axes", self.axes).items()}
         for name, values in axes.items():
             _check_axis(name, values, next(iter(wafers.values())), next(iter(models.values())))
         if self.precision not in (32, 64):
@@ -247,59 +243,6 @@ def digest(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-def read(path: str | Path) -> tuple[Space, Keep]:
-    """Read a space and what to keep of it from a TOML file.
-
-    Args:
-        path: the file. Keys as the fields of `Space`; the table `keep` as the fields of `Keep`; the table
-            `strategies` as those of `Options`, or an array of tables `strategy` as those of `Strategy`, codes by name.
-
-    Raises:
-        ValueError: the file cannot be read, or a value breaks a rule; the message names file, field, value and rule.
-    """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        return declare(tomllib.loads(text))
-    except ValueError as error:  # TOMLDecodeError is one
-        raise ValueError(f"{path}: {error}") from None
-
-
-def declare(table: Mapping[str, Any]) -> tuple[Space, Keep]:
-    """A space and what to keep of it from plain data, as a TOML file has it; see `read`."""
-    known = [item.name for item in fields(Space)] + ["keep", "strategy"]
-    _check_keys("", table, known)
-    values = {name: value for name, value in table.items() if name not in ("keep", "strategy", "strategies")}
-    for name in ("wafers", "models"):
-        if name not in values:
-            raise ValueError(f"{name} is missing: it must name at least one")
-    if "strategies" in table and "strategy" in table:
-        raise ValueError("strategies and strategy are both given: one of the two must be left out")
-    if "strategies" in table:
-        chosen = _table("strategies", table["strategies"])
-        _check_keys("strategies.", chosen, [item.name for item in fields(Options)])
-        try:
-            values["strategies"] = Options(**chosen)
-        except ValueError as error:
-            raise ValueError(f"strategies.{error}") from None
-    if "strategy" in table:
-        if not isinstance(table["strategy"], list):
-            raise ValueError(f"strategy is {table['strategy']!r}: it must be an array of tables, [[strategy]]")
-        values["strategies"] = tuple(_strategy(_table("strategy", entry)) for entry in table["strategy"])
-    kept = _table("keep", table.get("keep", {}))
-    _check_keys("keep.", kept, [item.name for item in fields(Keep)])
-    if "histogram" in kept:
-        bins = _table("keep.histogram", kept["histogram"])
-        _check_keys("keep.histogram.", bins, [item.name for item in fields(Histogram)])
-        for name in ("of", "low", "high"):
-            if name not in bins:
-                raise ValueError(f"keep.histogram.{name} is missing: it must be given")
-        kept["histogram"] = Histogram(**bins)
-    return Space(**values), Keep(**kept)
-
-
 def leaf_names(record: Any) -> list[str]:
     """Dotted names of the leaves of a record, in the order in which JAX flattens it."""
     paths, _ = jax.tree_util.tree_flatten_with_path(record)
@@ -332,7 +275,7 @@ def _records(kind: str, given: Any, record: type[Record], find: Any) -> dict[str
     if isinstance(given, Mapping):
         pairs = list(given.items())
     else:
-        entries = _several(kind, given)
+        entries = as_list(kind, given)
         pairs = [(entry if isinstance(entry, str) else f"{kind[:-1]}-{i}", entry) for i, entry in enumerate(entries)]
     found: dict[str, Record] = {}
     for name, entry in pairs:
@@ -347,20 +290,20 @@ def _records(kind: str, given: Any, record: type[Record], find: Any) -> dict[str
 
 def _values(name: str, given: Any) -> np.ndarray:
     if isinstance(given, Mapping):
-        _check_keys(f"{name}.", given, [item.name for item in fields(Range)])
+        check_keys(f"{name}.", given, [item.name for item in fields(Range)])
         for key in ("low", "high"):
             if key not in given:
                 raise ValueError(f"{name}.{key} is missing: it must be given")
         given = Range(**given)
     if isinstance(given, Range):
         return given.values(name)
-    values = [given] if _is_number(given) else _several(name, given)
+    values = [given] if is_number(given) else as_list(name, given)
     for value in values:
-        if not _is_number(value):
+        if not is_number(value):
             raise ValueError(f"{name} holds {value!r}: it must hold finite numbers")
     if not values or len(set(values)) != len(values):
         raise ValueError(f"{name} has {len(values)} values, {len(set(values))} different: it must hold each once")
-    return np.array([float(value) for value in values[: _at_most(name, len(values))]])
+    return np.array([float(value) for value in values[: at_most(name, len(values))]])
 
 
 def _check_axis(name: str, values: np.ndarray, wafer: Wafer, model: Transformer) -> None:
@@ -369,7 +312,7 @@ def _check_axis(name: str, values: np.ndarray, wafer: Wafer, model: Transformer)
     names = leaf_names(owner)
     if leaf not in names:
         known = [f"model.{entry}" if is_model else entry for entry in names]
-        raise ValueError(f"axes.{name} is no quantity of a {'model' if is_model else 'wafer'}: {_choices(name, known)}")
+        raise ValueError(f"axes.{name} is no quantity of a {'model' if is_model else 'wafer'}: {choices(name, known)}")
     if leaf in ("die_rows", "die_cols") and values.max() > MOST_DIES:
         raise ValueError(f"axes.{name} holds {values.max():g}: it must hold at most {MOST_DIES}")
     whole = is_model or leaf in GROUPS  # these are checked one by one, for every value makes its own list of strategies
@@ -393,21 +336,6 @@ def _strategies(given: Sequence[Strategy]) -> tuple[Strategy, ...]:
     return tuple(given)
 
 
-def _strategy(table: Mapping[str, Any]) -> Strategy:
-    _check_keys("strategy.", table, list(Strategy.__dataclass_fields__))
-    values = dict(table)
-    codes = {"recompute": RECOMPUTE_LEVELS, "schedule": SCHEDULES, "tensor_collective": TENSOR_COLLECTIVES}
-    for name, known in codes.items():
-        if isinstance(values.get(name), str):
-            if values[name] not in known:
-                raise ValueError(f"strategy.{name} is {values[name]!r}: it must be one of {', '.join(known)}")
-            values[name] = known.index(values[name])
-    for name, value in values.items():
-        if not _is_number(value):
-            raise ValueError(f"strategy.{name} is {value!r}: it must be a number")
-    return Strategy(**values)
-
-
 def _plain(record: Any) -> dict[str, Any]:
     return {name: _numbers(leaf) for name, leaf in zip(leaf_names(record), jax.tree.leaves(record), strict=True)}
 
@@ -421,42 +349,7 @@ def _numbers(values: Any) -> Any:
 
 
 def _names(name: str, given: Any) -> tuple[str, ...]:
-    names = (given,) if isinstance(given, str) else tuple(_several(name, given))
+    names = (given,) if isinstance(given, str) else tuple(as_list(name, given))
     if not all(isinstance(entry, str) for entry in names) or len(set(names)) != len(names):
         raise ValueError(f"{name} is {names!r}: it must hold names, each once")
     return names
-
-
-def _several(name: str, given: Any) -> list[Any]:
-    if not isinstance(given, list | tuple | np.ndarray):
-        raise ValueError(f"{name} is {given!r}: it must be a list")
-    return list(given)
-
-
-def _table(name: str, given: Any) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{name} is {given!r}: it must be a table")
-    return dict(given)
-
-
-def _check_keys(prefix: str, table: Mapping[str, Any], known: list[str]) -> None:
-    for key in table:
-        if key not in known:
-            raise ValueError(f"{prefix}{key} is not known: {_choices(key, known)}")
-
-
-def _choices(given: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{hint}it must be one of {', '.join(known)}"
-
-
-def _is_number(value: Any) -> bool:
-    kinds = int | float | np.integer | np.floating
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _at_most(name: str, count: int) -> int:
-    if count > MOST_VALUES:
-        raise ValueError(f"{name} has {count} values: it must have at most {MOST_VALUES}")
-    return count
