@@ -198,6 +198,8 @@ class Store:
         metadata = {"watos_jax": json.dumps(counts or {"digest": self.plan.digest})}
         table = arrow.Table.from_arrays(arrays, schema=arrow.schema(fields, metadata=metadata))
         encoded = [name for name in table.column_names if name not in (*plain, "index", *FLAGS)]
+        # readers skip by what they filter on; knobs take all their values in every part
+        filtered = [name for name in table.column_names if name in METRICS or name == "index"]
         with _explained(self.path):
             _replace(
                 file,
@@ -208,7 +210,7 @@ class Store:
                     compression_level=1,
                     use_dictionary=encoded,
                     column_encoding={name: "DELTA_BINARY_PACKED" for name in table.column_names if name == "index"},
-                    write_statistics=True,
+                    write_statistics=filtered,
                 ),
             )
 
