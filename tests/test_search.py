@@ -187,6 +187,8 @@ def test_no_legal_strategy_counts_the_reasons():
     options = Options(global_batch_size=7, micro_batch_sizes=(4,))
     with pytest.raises(ValueError, match=r"no strategy is legal on 56 dies: .*\(\d+\)"):
         strategies(wj.presets.wafers.WATOS_CONFIG_3, lonely, options)
+    with pytest.raises(ValueError, match=r"no strategy is legal on 56 dies: .*more than all dies \(\d+\)"):
+        strategies(wj.presets.wafers.WATOS_CONFIG_3, MODEL, Options(context_parallel=(64,)))
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,9 @@ def _geometries(network: Network, model: Transformer, options: Options, pruned: 
             if stages > min(layers, options.max_pipeline):
                 pruned["more stages than layers, or than max_pipeline"] += 1
                 continue
+            if stages * context > tiles:
+                pruned["stages and context parts take more than all dies"] += 1
+                continue
             for replicas in range(1, tiles // (stages * context) + 1):
                 if options.global_batch_size % replicas:
                     pruned["replicas do not divide the batch"] += 1
