@@ -176,11 +176,12 @@ def test_sharded_optimizer_updates_every_expert_once():
 
 
 def test_tensor_links_pay_for_every_byte_and_hop():
-    # two dies side by side: each sends the buffer once per all-reduce; 2 forward, 2 backward, 2 halves again
-    for sequence_parallel, count in ((0, 4), (1, 5)):
+    # two dies side by side: each sends the buffer once per all-reduce; a layer makes 2 forward, 2 backward, 2 halves
+    # again; embedding and head one each, and half a one again
+    for sequence_parallel, count in ((0, 4 * 4 + 2), (1, 4 * 5 + 2.5)):
         strategy = Strategy(tensor_cols=2, global_batch_size=3, sequence_parallel=sequence_parallel)
         buffer = 2 * 1024 * 256
-        expected = 3 * 4 * count * 2 * buffer * 1e-12
+        expected = 3 * count * 2 * buffer * 1e-12
         assert energy(strategy, link_energy=1e-12) == pytest.approx(expected, rel=EXACT)
 
 

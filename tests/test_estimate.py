@@ -354,14 +354,30 @@ def test_memory_traffic_by_hand():
 
 
 def test_tensor_parallel_by_hand():
-    # two dies: an all-reduce sends the buffer once; 2 forward and 2 backward, and two halves under sequence parallel
+    # two dies: an all-reduce sends the buffer once; 2 forward and 2 backward per layer, and two halves under sequence
+    # parallelism; one for the embedding and one for the head, which gathers its input once more
     buffer = 2 * 1024 * 256
-    for sequence_parallel, count in ((0, 4), (1, 5)):
+    for sequence_parallel, count in ((0, 4 * 4 + 2), (1, 4 * 5 + 2.5)):
         strategy = Strategy(tensor_cols=2, global_batch_size=3, sequence_parallel=sequence_parallel)
-        expected = 3 * 4 * count * buffer / 1e9
-        assert seconds(system(link=1e9), strategy) == pytest.approx(expected, rel=1e-4)
+        assert seconds(system(link=1e9), strategy) == pytest.approx(3 * count * buffer / 1e9, rel=1e-4)
         recomputed = seconds(system(link=1e9), replace(strategy, recompute=FULL))
-        assert recomputed == pytest.approx(expected * (count + 2) / count, rel=1e-4)
+        assert recomputed == pytest.approx(3 * (count + 4 * 2) * buffer / 1e9, rel=1e-4)
+
+
+def test_embedding_and_head_wait_for_their_tensor_group():
+    # buffers of each stage beyond its one layer's: the embedding's output forward, the head's input backward
+    edges = {0: ([1, 0, 0, 0], [0, 0, 0, 1]), 1: ([0.5, 0, 0, 0.5], [0.5, 0, 0, 1])}
+    for sequence_parallel, (ahead, back) in edges.items():
+        strategy = Strategy(
+            tensor_cols=2, pipeline_parallel=4, global_batch_size=8, sequence_parallel=sequence_parallel
+        )
+        result = estimate(system(link=1e9, cols=8, fabric="switch"), TINY, strategy)
+        buffer = 2 * 1024 * 256 / 1e9
+        sent = buffer / (1 + sequence_parallel)  # each stage sends its activations, and waits for its own alone
+        forward = np.asarray(result.stage_forward)[:4] - np.array([sent, sent, sent, 0])
+        backward = np.asarray(result.stage_backward)[:4] - np.array([0, sent, sent, sent])
+        np.testing.assert_allclose(forward / buffer, 2 + np.array(ahead), atol=1e-3)
+        np.testing.assert_allclose(backward / buffer, 2 + sequence_parallel + np.array(back), atol=1e-3)
 
 
 def test_pipeline_sends_by_hand():

@@ -344,6 +344,32 @@ def test_messages_by_hand():
     assert float(sizes.context) == pytest.approx(2 * 4096 * (512 + 64))  # the latent travels, not the heads
 
 
+def test_capacity_factor_pads_what_experts_work_through_and_nothing_else():
+    model, strategy = (
+        models.DEEPSEEK_V3,
+        Strategy(tensor_rows=2, expert_parallel=4, data_parallel=4, global_batch_size=4),
+    )
+    padded = replace(model, capacity_factor=1.5)
+    rows = np.asarray(matmuls(padded, strategy).rows / matmuls(model, strategy).rows)
+    expected = [1.5 if name in ("expert_up", "expert_down") else 1 for name in MATMULS]
+    np.testing.assert_allclose(rows, expected, rtol=EXACT)
+    for count, padded_names in ((messages, {"expert"}), (parameters, set()), (attention, set())):
+        for name, one in vars(count(model, strategy)).items():
+            factor = 1.5 if name in padded_names else 1
+            assert float(getattr(count(padded, strategy), name)) == pytest.approx(factor * float(one), rel=EXACT)
+    assert float(model_flop(padded, strategy)) == pytest.approx(float(model_flop(model, strategy)), rel=EXACT)
+    # one shared expert beside the eight routed ones; gate, up and output of their activation, and of moved tokens two
+    # copies each way
+    grown = elementwise(padded, strategy).expert_activation - elementwise(model, strategy).expert_activation
+    tokens = 4096 * 8 * 0.5
+    assert float(grown) == pytest.approx(tokens * (2 * 3 * 2048 / 2 + 4 * 2 * 7168 / 2), rel=EXACT)
+    for name, factor in (("expert_up", 0.5), ("expert_activation", 0.5)):
+        more = float(getattr(activations(padded, strategy), name) / getattr(activations(model, strategy), name))
+        assert 1 < more <= 1 + factor
+    with pytest.raises(ValueError, match=r"Transformer.capacity_factor is 0.5: it must be at least 1"):
+        replace(model, capacity_factor=0.5)
+
+
 def test_every_leaf_is_linear_in_the_micro_batch():
     for model in (LLAMA, models.DEEPSEEK_V3):
         for count in (messages, elementwise, activations):

@@ -151,7 +151,8 @@ def step_energy(
     hops = strategy.virtual_stages * jnp.sum(layout.pipeline_steps, axis=-2)
     hops = over_tiers(hops - wrap_boundary(strategy, layout.pipeline_steps), per_byte_and_hop)
     sends = 2.0 * sizes.pipeline * hops
-    micro_batches = strategy.num_micro_batches * (layers + operators.both.head + sends)
+    edges = (2.0 + 0.5 * strategy.sequence_parallel) * tensor
+    micro_batches = strategy.num_micro_batches * (layers + operators.both.head + edges + sends)
     common, experts = parameters_per_pipeline(model, strategy)
     sharded = jnp.where(strategy.optimizer_sharding >= 1.0, 1.0, 0.0)
     returned = sharded * ELEMENT_BYTES + (1.0 - sharded) * strategy.gradient_bytes

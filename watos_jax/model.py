@@ -32,6 +32,8 @@ class Transformer(eqx.Module):
         q_lora_rank: width of the compressed queries; 0 if queries are not compressed.
         qk_rope_head_dim: rotary part of a head's query and key in latent attention; 0 without it.
         v_head_dim: width of a head's value where it differs from `head_dim`; 0 where it does not.
+        capacity_factor: rows that every expert is given, over the mean number of tokens that visit one; what is beyond
+            the tokens is padding that is sent, multiplied and kept like them. 1 is a perfect balance without padding.
     """
 
     num_layers: Leaf = eqx.field(converter=as_leaf)
@@ -57,6 +59,7 @@ class Transformer(eqx.Module):
     q_lora_rank: Leaf = eqx.field(converter=as_leaf, default=0.0)
     qk_rope_head_dim: Leaf = eqx.field(converter=as_leaf, default=0.0)
     v_head_dim: Leaf = eqx.field(converter=as_leaf, default=0.0)
+    capacity_factor: Leaf = eqx.field(converter=as_leaf, default=1.0)
 
     def __check_init__(self) -> None:
         positive = (
@@ -65,6 +68,7 @@ class Transformer(eqx.Module):
         ).split()
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         check_range("Transformer", {name: values[name] for name in positive}, low=1.0, integral=True)
+        check_range("Transformer", {"capacity_factor": values.pop("capacity_factor")}, low=1.0)
         check_range("Transformer", values, integral=True)
         for name, limit in (("num_dense_layers", "num_layers"), ("experts_per_token", "num_experts")):
             value, most = concrete(values[name]), concrete(values[limit])

@@ -83,6 +83,7 @@ def stage_times(
 
     A layer makes two tensor collectives forward and two backward, one for attention and one for the feed-forward
     block; under sequence parallelism its backward pass gathers the input of each block again, half an all-reduce each.
+    Embedding and LM head are spread over the vocabulary and add up to one more of each: see `edge_collectives`.
 
     Args:
         forward: seconds of the forward pieces.
@@ -102,6 +103,7 @@ def stage_times(
     share = None if overlap is None else overlap.independent
     context, context_back = _context_waits(collective.context, forward.core, backward.core, strategy, share, relax)
     waits = ahead_tensor + Additive(context, context)
+    ahead_edges, back_edges = (share * collective.tensor for share in edge_collectives(strategy))
     repeated = Additive(*recomputed(forward, (waits.dense, waits.mixture), collective.expert, strategy))
     operators_again = Additive(*recomputed(forward, (0.0, 0.0), 0.0, strategy))
     ahead = Additive(*forward.layer, last=forward.head)
@@ -110,10 +112,10 @@ def stage_times(
         jax.tree.map(lambda wait, work: exposed(wait, share, work, relax), wait, work)
         for wait, work in zip(weights, (ahead, back), strict=True)
     )
-    ahead_all = ahead + waits + dispatch + ahead_weights + Additive(0.0, 0.0, last=sends.wrap)
+    ahead_all = ahead + waits + dispatch + ahead_weights + ahead_edges + Additive(0.0, 0.0, last=sends.wrap)
     back_all = Additive(*backward.layer, last=backward.head) + back_tensor + dispatch + repeated
     back_all = back_all + Additive(context_back, context_back)
-    back_all = back_all + back_weights + Additive(0.0, 0.0, first=sends.wrap)
+    back_all = back_all + back_weights + back_edges + Additive(0.0, 0.0, first=sends.wrap)
     ahead_all, all_both = fence((ahead_all, ahead_all + back_all), strategy.pipeline_parallel)
     sent, sent_both = sends.ahead, sends.both
     hidden = window = jnp.zeros(())
@@ -139,13 +141,30 @@ def stage_times(
             "attention": every * operators.core,
             "elementwise": held.sum(Additive(*operators.elementwise)),
             "recompute": held.sum(repeated),
-            "tensor_parallel": held.sum(ahead_tensor + back_tensor),
+            "tensor_parallel": held.sum(ahead_tensor + back_tensor + ahead_edges + back_edges),
             "context_parallel": every * (context + context_back),
             "expert_parallel": held.mixture * 4.0 * collective.expert,
             "pipeline_parallel": sent_both + held.sum(Additive(0.0, 0.0, first=sends.wrap, last=sends.wrap)),
             "data_parallel": held.sum(ahead_weights + back_weights),
         },
     )
+
+
+def edge_collectives(strategy: Strategy) -> tuple[Additive, Additive]:
+    """Tensor collectives of embedding and LM head, forward and backward, in all-reduces of the residual stream.
+
+    Both are spread over the vocabulary: the embedding's partial sums are added up forward, the gradient of the head's
+    input backward (Shoeybi et al., arXiv 1909.08053, section 3). Under sequence parallelism the first becomes a
+    scatter, whose gradient is gathered, and the head gathers its input in both passes (Korthikanti et al., arXiv
+    2205.05198).
+
+    Args:
+        strategy: sequence parallelism.
+
+    **Neglects:** the loss's all-reduces of a few numbers per token.
+    """
+    half = 0.5 * strategy.sequence_parallel
+    return Additive(0.0, 0.0, first=1.0 - half, last=half), Additive(0.0, 0.0, first=half, last=1.0)
 
 
 def _context_waits(

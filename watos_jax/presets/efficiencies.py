@@ -10,15 +10,15 @@ from typing import Final
 from watos_jax.hardware import Efficiency
 
 A100_MEGATRON: Final = Efficiency(
-    matmul_overhead=0.366,
-    matmul_rows=49.4,
-    matmul_cols=320,
-    attention_overhead=4.68,
-    attention_rows=120,
-    memory_overhead=0.0854,
+    matmul_overhead=0.363,
+    matmul_rows=48.6,
+    matmul_cols=322,
+    attention_overhead=4.72,
+    attention_rows=119,
+    memory_overhead=0.0868,
     launch_time=5e-06,
-    collective_latency=7.43e-05,
-    network_overhead=0.0239,
+    collective_latency=6.8e-05,
+    network_overhead=0.0237,
 )
 """Megatron-LM and InternEvo on A100: fitted to
 Narayanan et al. (SC 2021), the Megatron-LM README tables and the InternEvo performance document, 27 runs."""
@@ -38,43 +38,43 @@ A100_VTRAIN: Final = Efficiency(
 the vTrain artifact (Bang et al., MICRO 2024), 1,032 runs."""
 
 A100_BLOOM: Final = Efficiency(
-    matmul_overhead=0.0457,
-    matmul_rows=1.35e03,
-    matmul_cols=343,
+    matmul_overhead=0.0402,
+    matmul_rows=1.43e03,
+    matmul_cols=448,
     attention_overhead=5.05,
-    attention_rows=95.9,
+    attention_rows=96.4,
     memory_overhead=1.5,
     launch_time=5e-06,
-    collective_latency=0.000475,
-    network_overhead=1.53,
+    collective_latency=0.000309,
+    network_overhead=1.4,
 )
 """Megatron-DeepSpeed of BLOOM-176B on A100: fitted to
 the BigScience chronicles, 64 runs."""
 
 H100_NEMO: Final = Efficiency(
-    matmul_overhead=0.0242,
-    matmul_rows=488,
-    matmul_cols=640,
-    attention_overhead=2.89,
-    attention_rows=83.5,
-    memory_overhead=0.0366,
+    matmul_overhead=0.0237,
+    matmul_rows=510,
+    matmul_cols=631,
+    attention_overhead=2.88,
+    attention_rows=83.4,
+    memory_overhead=0.0364,
     launch_time=5e-06,
-    collective_latency=5.95e-05,
-    network_overhead=0.0291,
+    collective_latency=5.37e-05,
+    network_overhead=0.0281,
 )
 """NeMo (Megatron-Core, Transformer Engine) on H100, 16 and 8 bits: fitted to
 NVIDIA DGX Cloud benchmarking recipes, 105 runs."""
 
 B200_MEGATRON: Final = Efficiency(
-    matmul_overhead=0.708,
-    matmul_rows=148,
-    matmul_cols=2.72e03,
-    attention_overhead=1,
+    matmul_overhead=0.713,
+    matmul_rows=164,
+    matmul_cols=2.63e03,
+    attention_overhead=1.18,
     attention_rows=100,
-    memory_overhead=0.662,
-    launch_time=9.52e-06,
-    collective_latency=1.6e-05,
-    network_overhead=0.897,
+    memory_overhead=0.666,
+    launch_time=8.98e-06,
+    collective_latency=1.54e-05,
+    network_overhead=0.872,
 )
 """Megatron-LM with Transformer Engine on B200, bf16, no overlap, dense models and mixtures: fitted to
 SimuMax v1.2 formal results, 24 runs."""

@@ -17,6 +17,7 @@ from watos_jax.model import Transformer
 from watos_jax.strategy import Strategy
 from watos_jax.units import Scalar
 from watos_jax.workload.shares import (
+    expert_rows,
     kv_heads_per_device,
     layer_counts,
     mean_keys,
@@ -90,7 +91,7 @@ def _products(model: Transformer) -> tuple[_Product, ...]:
     nope = model.num_attention_heads * (model.head_dim - model.qk_rope_head_dim)
     inner, expert_inner = model.ffn_hidden_size, model.moe_ffn_hidden_size
     shared_inner = model.num_shared_experts * expert_inner
-    routed = mixture * model.experts_per_token / jnp.where(model.num_experts > 0, model.num_experts, 1.0)
+    routed = mixture * expert_rows(model) / jnp.where(model.num_experts > 0, model.num_experts, 1.0)
     expert = _Product(rows=0.0, routed=routed, count=0.0, experts=model.num_experts)
     return (
         _Product(
@@ -224,9 +225,9 @@ def model_flop(model: Transformer, strategy: Strategy) -> Scalar:
 
     `3 * 2 * (weights touched per token) * tokens + 3 * 2 * layers * tokens * keys * heads * (head_dim + value_dim)`:
     forward, input gradient and weight gradient of every product, LM head included, embedding lookup excluded;
-    attention with causal halving; no recomputation.
+    attention with causal halving; no recomputation, no padding of experts.
     """
-    shapes = matmuls(model, Strategy())
+    shapes = matmuls(eqx.tree_at(lambda m: m.capacity_factor, model, 1.0), Strategy())
     per_token = 2.0 * shapes.rows * shapes.cols * shapes.depth * shapes.count / model.sequence_length
     dense, mixture = layer_counts(model)
     weights = (

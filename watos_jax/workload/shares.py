@@ -34,6 +34,11 @@ def stream_share(strategy: Strategy) -> Scalar:
     return sharded / strategy.tensor_parallel + (1.0 - sharded)
 
 
+def expert_rows(model: Transformer) -> Scalar:
+    """Rows that one token makes the experts of a mixture layer work through, padding included."""
+    return model.experts_per_token * model.capacity_factor
+
+
 def layer_counts(model: Transformer) -> tuple[Scalar, Scalar]:
     """Numbers of dense and of mixture layers."""
     has_experts = jnp.where(model.num_experts > 0, 1.0, 0.0)

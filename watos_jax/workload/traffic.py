@@ -13,6 +13,7 @@ from watos_jax.strategy import Strategy
 from watos_jax.units import Scalar
 from watos_jax.workload.shares import (
     ELEMENT_BYTES,
+    expert_rows,
     kv_heads_per_device,
     mean_keys,
     micro_batch_tokens,
@@ -143,9 +144,9 @@ def elementwise(model: Transformer, strategy: Strategy) -> Elementwise:
     heads = (model.num_attention_heads / t + kv_heads_per_device(model, strategy)) * model.head_dim
     touched = 2.0 + model.gated_mlp
     inner = ELEMENT_BYTES * tokens * touched / t
-    routed = model.experts_per_token * model.moe_ffn_hidden_size
+    routed = expert_rows(model) * model.moe_ffn_hidden_size
     shared = model.num_shared_experts * model.moe_ffn_hidden_size
-    permuted = 4.0 * ELEMENT_BYTES * tokens * model.experts_per_token * model.hidden_size * stream_share(strategy)
+    permuted = 4.0 * ELEMENT_BYTES * tokens * expert_rows(model) * model.hidden_size * stream_share(strategy)
     return Elementwise(
         norms=2.0 * 2.0 * stream,
         rotary=(1.0 - model.learned_positions) * 2.0 * ELEMENT_BYTES * tokens * heads,
@@ -177,9 +178,9 @@ def activations(model: Transformer, strategy: Strategy) -> Activations:
     probabilities = ELEMENT_BYTES + model.dropout * (1.0 + ELEMENT_BYTES)
     matrices = 1.0 + model.gated_mlp
     inner = ELEMENT_BYTES * tokens / t
-    routed = model.experts_per_token * model.moe_ffn_hidden_size
+    routed = expert_rows(model) * model.moe_ffn_hidden_size
     shared = model.num_shared_experts * model.moe_ffn_hidden_size
-    dispatched = ELEMENT_BYTES * tokens * model.experts_per_token * model.hidden_size * stream_share(strategy)
+    dispatched = ELEMENT_BYTES * tokens * expert_rows(model) * model.hidden_size * stream_share(strategy)
     return Activations(
         boundary=ELEMENT_BYTES * stream,
         always=(ELEMENT_BYTES + 2.0 * model.dropout) * stream,
@@ -210,5 +211,5 @@ def messages(model: Transformer, strategy: Strategy) -> Messages:
         tensor=stream,
         pipeline=stream * stream_share(strategy),
         context=ELEMENT_BYTES * tokens * width,
-        expert=stream * stream_share(strategy) * model.experts_per_token,
+        expert=stream * stream_share(strategy) * expert_rows(model),
     )
