@@ -198,6 +198,9 @@ class Program:
         seconds = []
         for s in range(p):
             waits = (sends[s] if s < p - 1 else []) + (sends[s - 1] if s else [])
+            # tables are spread over the vocabulary: one collective of each, and the head gathers its input once more
+            edges = float(s == 0) + float(s == p - 1) * (1.0 + 0.5 * float(strategy.sequence_parallel))
+            waits += [edges * wait for wait in tensor] if edges else []
             seconds.append(self._above(_sum([float(layers[s]) * layer, *([head] if s == p - 1 else []), *waits])))
         return layers, seconds
 

@@ -24,15 +24,15 @@ A100_MEGATRON: Final = Efficiency(
 Narayanan et al. (SC 2021), the Megatron-LM README tables and the InternEvo performance document, 27 runs."""
 
 A100_VTRAIN: Final = Efficiency(
-    matmul_overhead=0.247,
-    matmul_rows=5.27,
-    matmul_cols=33,
+    matmul_overhead=0.24,
+    matmul_rows=4.86,
+    matmul_cols=43.6,
     attention_overhead=1,
     attention_rows=100,
-    memory_overhead=0.364,
+    memory_overhead=0.363,
     launch_time=6.58e-05,
-    collective_latency=8.04e-07,
-    network_overhead=0.863,
+    collective_latency=7.85e-07,
+    network_overhead=0.825,
 )
 """Megatron-DeepSpeed on A100, small models included: held up by kernel launches: fitted to
 the vTrain artifact (Bang et al., MICRO 2024), 1,032 runs."""
