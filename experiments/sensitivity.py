@@ -30,7 +30,7 @@ MODELS = ("llama3-70b", "gshard-137b")
 TECHNOLOGIES = ("dense-n7", "demonstrated-n7", "gpu-n7")
 READINGS = (0.5, 1.0, 4.0)
 """TB/s per edge and direction."""
-OPTIONS = wj.Options(global_batch_size=512, context_parallel=(1, 2), virtual_stages=(1, 2), sequence_parallel=1)
+OPTIONS = wj.Options(global_batch_size=512, context_parallel=1, virtual_stages=(1, 2), sequence_parallel=1)
 SIDES = {
     "megatron_on_wafer": "Megatron-LM, same wafer",
     "megatron_on_wafer_equal_stages": "the same, equal stages",

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from watos_jax.batch import map_chunks
+from watos_jax.batch import CHUNK, CHUNKS_PER_CALL, map_chunks
 from watos_jax.estimate import ROUNDING, Estimate, estimate
 from watos_jax.hardware import System, Wafer
 from watos_jax.model import Transformer
@@ -136,7 +136,8 @@ def rank(
     """Estimate strategies that were listed before; arguments and answer as of `plan`."""
     shared = (system, model, space.roomy_layouts)
     points = (space.strategies, space.geometry.astype(np.int32))
-    step_time, margins = map_chunks(outcome_at("roofline"), shared, points)
+    calls = 1 if len(space) <= 2 * CHUNK else CHUNKS_PER_CALL
+    step_time, margins = map_chunks(outcome_at("roofline"), shared, points, chunks_per_call=calls)
     names, worst = tuple(margins), np.min(list(margins.values()), axis=0)
     binding = np.argmin(list(margins.values()), axis=0)
     fits = worst >= -ROUNDING
