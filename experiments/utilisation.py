@@ -155,8 +155,9 @@ def draw(record: dict[str, Any], plt: Any) -> Any:
     axes[1, 0].set_ylabel("time per micro-batch (ms)")
     axes[1, 0].set_ylim(0, 1.15e3 * most)
     axes[0, 0].set_ylim(top=1.12 * max(max(scheme["needed"]) for scheme in schemes.values()) / GIGA)
-    axes[0, -1].bar([], [], fill=False, ls="--", ec=harness.COLOURS[1], label="kept elsewhere")
-    axes[0, -1].legend(loc="lower left", fontsize=8, frameon=True)
+    away_from_home = plt.Rectangle((0, 0), 1, 1, fill=False, ls="--", ec=harness.COLOURS[1], label="kept elsewhere")
+    handles = axes[0, -1].get_legend_handles_labels()[0]
+    axes[0, -1].legend(handles=[*handles, away_from_home], loc="upper right", fontsize=8)
     axes[1, -1].legend(loc="lower left", fontsize=8, frameon=True)
     strategy = record["strategy"]
     title = f"{record['model']} on 56 dies: tensor groups of {strategy['tensor_parallel']:g}, "
