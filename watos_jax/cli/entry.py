@@ -18,14 +18,29 @@ from rich.console import Console
 from watos_jax.cli.calibrate import calibrate
 from watos_jax.cli.codesign import codesign
 from watos_jax.cli.compare import compare
+from watos_jax.cli.compromise import compromise
 from watos_jax.cli.estimate import estimate
+from watos_jax.cli.pareto import pareto
 from watos_jax.cli.plan import plan
 from watos_jax.cli.presets import presets
 from watos_jax.cli.sweep import sweep
+from watos_jax.cli.uncertainty import uncertainty
 from watos_jax.cli.validate import validate
 from watos_jax.cli.values import one_line
 
-COMMANDS: Final = (estimate, plan, codesign, compare, sweep, presets, calibrate, validate)
+COMMANDS: Final = (
+    estimate,
+    plan,
+    codesign,
+    compromise,
+    pareto,
+    uncertainty,
+    compare,
+    sweep,
+    presets,
+    calibrate,
+    validate,
+)
 """The commands, in the order of the help; the name of a function is the name of its command."""
 PLAIN_WIDTH: Final = 120
 """Columns of tables that do not go to a terminal."""

@@ -1,0 +1,263 @@
+"""Is the fastest wafer also a good one? Fronts, one wafer for two models, unknown technology, uncertain constants.
+
+* fronts: tokens per second against tokens per joule and per dollar, Llama 3 70B on the default budget;
+* models: one wafer for Llama 3 70B and Llama 3 8B, geometric mean;
+* technologies: the best worst case over the three sets of 7 nm constants;
+* constants: 4,096 draws of the constants inside the spread of what is published, and a tenth of that spread.
+
+Strategies are fewer than `watos codesign` looks at (`OPTIONS`), so that all parts take minutes.
+
+    python experiments/objectives.py --out experiments/results
+    python experiments/objectives.py --part constants
+    python experiments/objectives.py --smoke       # two by three small dies
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+if "jax" not in sys.modules and "XLA_FLAGS" not in os.environ:  # every core; before JAX starts
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={os.cpu_count()}"
+
+import numpy as np
+
+import watos_jax as wj
+
+OPTIONS = wj.Options(
+    micro_batch_sizes=(1, 2),
+    recompute=("none", "full"),
+    virtual_stages=1,
+    context_parallel=(1, 2),
+    sequence_parallel=1,
+    optimizer_sharding=1,
+    least_use=0.9,
+)
+TECHNOLOGIES = ("demonstrated-n7", "dense-n7", "gpu-n7")
+AGAINST = ("tokens-per-joule", "tokens-per-dollar")
+SCALES = (0.1, 1.0)
+"""Of the published spread."""
+
+
+class Problem:
+    """Models, budget, options and how much is searched."""
+
+    def __init__(self, smoke: bool):
+        models, budget = wj.presets.models, wj.presets.budgets.DEFAULT
+        self.models = {"llama3-70b": models.LLAMA3_70B, "llama3-8b": models.LLAMA3_8B}
+        self.budget, self.options, self.weights = budget, OPTIONS, 7
+        self.draws, self.designs, self.checked = 4096, 8, 4
+        if smoke:
+            self.models = {"llama3-8b": models.LLAMA3_8B, "llama2-7b": models.LLAMA2_7B}
+            side, coarse = (
+                3 * 27e-3,
+                replace(budget.step, core_rows=4.0, core_cols=4.0, die_width=4e-3, die_height=4e-3),
+            )
+            wafer = replace(budget.wafer, window_width=side, window_height=side)
+            self.budget = replace(budget, wafer=wafer, step=coarse, die_rows=(2, 2), die_cols=(3, 3))
+            self.options = replace(OPTIONS, global_batch_size=32, recompute="full", max_pipeline=8)
+            self.weights, self.draws, self.designs, self.checked = 2, 256, 1, 1
+
+    @property
+    def model(self) -> wj.Transformer:
+        """The first one."""
+        return next(iter(self.models.values()))
+
+
+def place(one: Any) -> str:
+    """A design in a few words."""
+    knobs = one.knobs
+    return (
+        f"{one.die_rows} x {one.die_cols} dies of {1e3 * knobs.die_width:g} x {1e3 * knobs.die_height:g} mm, "
+        f"{knobs.core_rows:g} x {knobs.core_cols:g} cores, {knobs.sram_bytes_per_core / 2**10:g} KiB, "
+        f"{knobs.dram_stacks:g} stacks, {knobs.clock / 1e9:.1f} GHz"
+    )
+
+
+def fronts(problem: Problem) -> dict[str, Any]:
+    """Both fronts."""
+    found = {}
+    for other in AGAINST:
+        pair = ("tokens-per-second", other)
+        front = wj.pareto(
+            problem.model, problem.budget, objectives=pair, options=problem.options, weights=problem.weights
+        )
+        found[other] = {
+            "rates": [point.rates for point in front.points],
+            "designs": [place(point) for point in front.points],
+            "hypervolume": front.hypervolume,
+            "searched": front.searched,
+            "evaluations": front.evaluations,
+            "wall_time": front.wall_time,
+        }
+    return found
+
+
+def models(problem: Problem) -> dict[str, Any]:
+    """One wafer for two models."""
+    cases = [
+        wj.Case(model, problem.budget, options=problem.options, name=name) for name, model in problem.models.items()
+    ]
+    return _compromise(cases, "geometric")
+
+
+def technologies(problem: Problem) -> dict[str, Any]:
+    """One wafer that is made in any of three technologies."""
+    cases = []
+    for name in TECHNOLOGIES:
+        wafer = replace(problem.budget.wafer, technology=wj.presets.technologies.NAMES[name])
+        cases.append(wj.Case(problem.model, replace(problem.budget, wafer=wafer), options=problem.options, name=name))
+    return _compromise(cases, "worst")
+
+
+def _compromise(cases: list[wj.Case], mean: str) -> dict[str, Any]:
+    found = wj.compromise(cases, mean=mean)
+    return {
+        "mean": mean,
+        "cases": [case.name for case in cases],
+        "value": found.value,
+        "upper_bound": found.upper_bound,
+        "gap": found.gap,
+        "rates": found.rates,
+        "own_rates": found.own_rates,
+        "shares": found.shares,
+        "knobs": {name: float(getattr(found.knobs, name)) for name in found.knobs.__dataclass_fields__},
+        "dies": [float(found.wafers[0].die_rows), float(found.wafers[0].die_cols)],
+        "own_knobs": [
+            {name: float(getattr(one.knobs, name)) for name in one.knobs.__dataclass_fields__} for one in found.own
+        ],
+        "own_dies": [[float(one.wafer.die_rows), float(one.wafer.die_cols)] for one in found.own],
+        "own_gaps": [None if one.certificate is None else one.certificate.gap for one in found.own],
+        "evaluations": found.evaluations,
+        "wall_time": found.wall_time,
+    }
+
+
+def constants(problem: Problem) -> dict[str, Any]:
+    """The pool of designs under draws, for each scale of the published spread."""
+    found = {}
+    for scale in SCALES[: 1 if problem.draws < 1000 else None]:
+        deviations = {name: scale * size for name, size in wj.presets.uncertainties.PUBLISHED_N7.items()}
+        answer = wj.uncertainty(
+            problem.model,
+            problem.budget,
+            deviations=deviations,
+            draws=problem.draws,
+            designs=problem.designs,
+            checked=problem.checked,
+            options=problem.options,
+        )
+        found[f"{scale:g}"] = {
+            "draws": answer.draws,
+            "none_fits": answer.none_fits,
+            "best_rates": answer.best_rates,
+            "shortfalls": answer.shortfalls,
+            "safest": answer.pool.index(answer.safest),
+            "pool": [
+                {"design": place(one)}
+                | {name: getattr(one, name) for name in ("fits", "wins", "mean_rate", "rates", "regret")}
+                for one in answer.pool
+            ],
+            "evaluations": answer.evaluations,
+            "wall_time": answer.wall_time,
+        }
+    return found
+
+
+PARTS: dict[str, Callable[[Problem], dict[str, Any]]] = {
+    "fronts": fronts,
+    "models": models,
+    "technologies": technologies,
+    "constants": constants,
+}
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """The fronts, and who wins under the draws."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(16, 4))
+    for axis, (name, front) in zip(axes[:2], report["fronts"].items(), strict=True):
+        rates = np.array(front["rates"])
+        axis.step(rates[:, 0], rates[:, 1], where="pre", linewidth=0.8)
+        axis.plot(rates[:, 0], rates[:, 1], "o", markersize=3)
+        axis.set_xlabel("tokens per second")
+        axis.set_ylabel(name.replace("-", " "))
+        axis.set_title(f"{len(rates)} designs, hypervolume {front['hypervolume']:.3f}", fontsize=10)
+    for axis, (scale, part) in zip(axes[2:], report["constants"].items(), strict=True):
+        order = sorted(range(len(part["pool"])), key=lambda i: -part["pool"][i]["wins"])
+        at = np.arange(len(order))
+        for offset, name, label in ((-0.2, "fits", "fits"), (0.2, "wins", "is the best of the pool")):
+            axis.bar(at + offset, [part["pool"][i][name] for i in order], 0.4, label=label)
+        axis.set_xticks(at, ["nominal" if i == 0 else f"{i}" for i in order], rotation=60, fontsize=8)
+        axis.set_xlabel("design of the pool")
+        axis.set_ylabel("share of the draws")
+        axis.set_title(f"{float(scale):g} of the published spread; none fits in {part['none_fits']:.0%}", fontsize=10)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report in words."""
+    said = []
+    for name, front in report.get("fronts", {}).items():
+        (fast, less), (slow, more) = front["rates"][0], front["rates"][-1]
+        said += [
+            f"tokens per second against {name.replace('-', ' ')}: {len(front['rates'])} designs, hypervolume "
+            f"{front['hypervolume']:.3f}",
+            f"  from {fast:,.0f}/s and {less:,.4g} ({front['designs'][0]})",
+            f"  to {slow:,.0f}/s and {more:,.4g} ({front['designs'][-1]})",
+        ]
+    for part in ("models", "technologies"):
+        if part in report:
+            one = report[part]
+            gap = "no bound" if one["gap"] is None else f"proven within {one['gap']:.1%}"
+            said.append(f"{part}, {one['mean']}: {one['value']:,.0f} tokens/s, {gap}")
+            for row in zip(one["cases"], one["rates"], one["own_rates"], one["shares"], strict=True):
+                said.append("  {}: {:,.0f} of its own {:,.0f} tokens/s, {:.1%}".format(*row))
+    for scale, part in report.get("constants", {}).items():
+        nominal, safest = part["pool"][0], part["pool"][part["safest"]]
+        short = [x for x in part["shortfalls"] if x is not None]
+        said += [
+            f"constants, {float(scale):g} of the published spread, {part['draws']:,} draws, "
+            f"{len(part['pool'])} designs: none fits in {part['none_fits']:.1%}, pool short of own searches by "
+            + (", ".join(f"{x:.1%}" for x in short) or "nothing to compare"),
+        ]
+        for word, one in (("nominal", nominal), ("safest", safest)):
+            regret = "-" if one["regret"] is None else f"{one['regret'][2]:.1%}"
+            said.append(
+                f"  {word}: fits in {one['fits']:.1%}, wins {one['wins']:.1%}, median regret where it fits {regret}, "
+                f"mean {one['mean_rate']:,.0f} tokens/s ({one['design']})"
+            )
+    return said
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, action="append", help="only these parts")
+    parser.add_argument("--smoke", action="store_true", help="a coarse run")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, help="folder for the object, which parts are added to, and the figure")
+    options = parser.parse_args(arguments)
+    problem, report = Problem(options.smoke), {}
+    kept = None if options.out is None else options.out / "objectives.json"
+    if kept is not None and kept.exists():
+        report = json.loads(kept.read_text())
+    for name in options.part or PARTS:
+        report[name] = PARTS[name](problem)
+        if kept is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(report) + "\n")
+    if options.out is not None and {"fronts", "constants"} <= set(report):
+        draw(report, options.out / "objectives.svg")
+    print(json.dumps(report, indent=2) if options.json else "\n".join(lines(report)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
