@@ -50,7 +50,7 @@ class Problem:
         models, budget = wj.presets.models, wj.presets.budgets.DEFAULT
         self.models = {"llama3-70b": models.LLAMA3_70B, "llama3-8b": models.LLAMA3_8B}
         self.budget, self.options, self.weights = budget, OPTIONS, 7
-        self.draws, self.designs, self.checked = 4096, 8, 4
+        self.draws, self.designs, self.checked = 4096, 20, 6
         if smoke:
             self.models = {"llama3-8b": models.LLAMA3_8B, "llama2-7b": models.LLAMA2_7B}
             side, coarse = (

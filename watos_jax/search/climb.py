@@ -34,6 +34,8 @@ CLIMBED: Final = 3
 """Starting points from which local search goes on, the best of all that are given after one move."""
 PLACES: Final = 4
 """Die grids, besides that of a design, on which searches that follow it start."""
+AT_ONCE: Final = 1024
+"""Points on one device: a step has some thousands."""
 
 Place = tuple[float, ...]
 """(rows, columns of dies, horizontal, vertical edges with memory)."""
@@ -195,7 +197,7 @@ class Climber:
 
     def _scores(self, case: int, points: Point) -> tuple[np.ndarray, np.ndarray]:
         self.evaluations += len(points.knobs)
-        result = map_chunks(score, self.cases[case].shared, points)
+        result = map_chunks(score, self.cases[case].shared, points, chunk=AT_ONCE, chunks_per_call=1)
         return result.value, result.excess
 
 
