@@ -13,18 +13,13 @@ Strategies are fewer than `watos codesign` looks at (`OPTIONS`), so that all par
 """
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-if "jax" not in sys.modules and "XLA_FLAGS" not in os.environ:  # every core; before JAX starts
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={os.cpu_count()}"
-
 import numpy as np
+from harness import arguments, run
 
 import watos_jax as wj
 
@@ -176,19 +171,19 @@ PARTS: dict[str, Callable[[Problem], dict[str, Any]]] = {
 }
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
-    """The fronts, and who wins under the draws."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 4, figsize=(16, 4))
-    for axis, (name, front) in zip(axes[:2], report["fronts"].items(), strict=True):
+def draw(report: dict[str, Any], plt: Any) -> Any:
+    """The fronts, and who fits and wins under the draws."""
+    shown = [*report.get("fronts", {}).items()], [*report.get("constants", {}).items()]
+    figure, axes = plt.subplots(1, max(1, sum(map(len, shown))), figsize=(3.6 * max(1, sum(map(len, shown))), 3.4))
+    axes = np.atleast_1d(axes)
+    for axis, (name, front) in zip(axes, shown[0], strict=False):
         rates = np.array(front["rates"])
         axis.step(rates[:, 0], rates[:, 1], where="pre", linewidth=0.8)
         axis.plot(rates[:, 0], rates[:, 1], "o", markersize=3)
         axis.set_xlabel("tokens per second")
         axis.set_ylabel(name.replace("-", " "))
-        axis.set_title(f"{len(rates)} designs, hypervolume {front['hypervolume']:.3f}", fontsize=10)
-    for axis, (scale, part) in zip(axes[2:], report["constants"].items(), strict=True):
+        axis.set_title(f"{len(rates)} designs, hypervolume {front['hypervolume']:.3f}")
+    for axis, (scale, part) in zip(axes[len(shown[0]) :], shown[1], strict=False):
         order = sorted(range(len(part["pool"])), key=lambda i: -part["pool"][i]["wins"])
         at = np.arange(len(order))
         for offset, name, label in ((-0.2, "fits", "fits"), (0.2, "wins", "is the best of the pool")):
@@ -196,13 +191,13 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axis.set_xticks(at, ["nominal" if i == 0 else f"{i}" for i in order], rotation=60, fontsize=8)
         axis.set_xlabel("design of the pool")
         axis.set_ylabel("share of the draws")
-        axis.set_title(f"{float(scale):g} of the published spread; none fits in {part['none_fits']:.0%}", fontsize=10)
-        axis.legend(fontsize=8)
+        axis.set_title(f"{float(scale):g} of the published spread; none fits in {part['none_fits']:.0%}")
+        axis.legend()
     figure.tight_layout()
-    figure.savefig(path)
+    return figure
 
 
-def lines(report: dict[str, Any]) -> list[str]:
+def show(report: dict[str, Any]) -> None:
     """The report in words."""
     said = []
     for name, front in report.get("fronts", {}).items():
@@ -234,29 +229,19 @@ def lines(report: dict[str, Any]) -> list[str]:
                 f"  {word}: fits in {one['fits']:.1%}, wins {one['wins']:.1%}, median regret where it fits {regret}, "
                 f"mean {one['mean_rate']:,.0f} tokens/s ({one['design']})"
             )
-    return said
+    print("\n".join(said))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def answer(options: argparse.Namespace) -> dict[str, Any]:
+    """All parts that were asked for."""
+    problem = Problem(options.smoke)
+    return {name: PARTS[name](problem) for name in options.part or PARTS}
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__)
     parser.add_argument("--part", choices=PARTS, action="append", help="only these parts")
-    parser.add_argument("--smoke", action="store_true", help="a coarse run")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--out", type=Path, help="folder for the object, which parts are added to, and the figure")
-    options = parser.parse_args(arguments)
-    problem, report = Problem(options.smoke), {}
-    kept = None if options.out is None else options.out / "objectives.json"
-    if kept is not None and kept.exists():
-        report = json.loads(kept.read_text())
-    for name in options.part or PARTS:
-        report[name] = PARTS[name](problem)
-        if kept is not None:
-            options.out.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(report) + "\n")
-    if options.out is not None and {"fronts", "constants"} <= set(report):
-        draw(report, options.out / "objectives.svg")
-    print(json.dumps(report, indent=2) if options.json else "\n".join(lines(report)))
-    return 0
+    return run(parser, given, answer, show, draw)
 
 
 if __name__ == "__main__":
