@@ -26,6 +26,7 @@ from watos_jax.hardware import System as System
 from watos_jax.hardware import Technology as Technology
 from watos_jax.hardware import Tier as Tier
 from watos_jax.hardware import Wafer as Wafer
+from watos_jax.hardware import several as several
 from watos_jax.model import Transformer as Transformer
 from watos_jax.network.layout import layout as layout
 from watos_jax.relax import HARD as HARD

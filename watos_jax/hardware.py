@@ -6,6 +6,9 @@ mesh tier under a switch tier. Bandwidth conventions: `Link.bandwidth` is payloa
 edge (of one device, in a switch); DRAM bandwidth is sustained read + write per die.
 """
 
+import math
+from dataclasses import replace
+
 import equinox as eqx
 
 from watos_jax.units import FLOP_PER_MAC, Leaf, as_leaf, check_range
@@ -359,6 +362,30 @@ class Wafer(eqx.Module):
         """The wafer as the engine sees it: one mesh tier."""
         mesh = Tier(rows=self.die_rows, cols=self.die_cols, link=self.d2d, fabric="mesh")
         return System(self.die, (mesh,), self.technology, self.efficiency, self.overlap, self.precision)
+
+
+def several(wafer: Wafer, count: int, link: Link, *, fabric: str = "mesh") -> System:
+    """Wafers joined by links: a tier of wafers round the mesh of dies.
+
+    In a mesh (as square as the count allows) or a ring, a link joins two wafers and all their dies share it. In a
+    switch every die has a port of its own, `1 / dies` of the wafer's bandwidth, so that few dies cannot use all of it.
+
+    Args:
+        wafer: each of them.
+        count: wafers, at least 1.
+        link: of one wafer; bytes/s in one direction to each neighbour, or into the switch.
+        fabric: "mesh", "ring" or "switch".
+
+    **Neglects:** the way across a wafer to its border.
+    """
+    check_range("several", {"count": count}, low=1.0, integral=True)
+    if fabric not in ("mesh", "ring", "switch"):
+        raise ValueError(f"fabric is {fabric!r}: it must be mesh, ring or switch")
+    rows = max(r for r in range(1, math.isqrt(count) + 1) if count % r == 0) if fabric == "mesh" else 1
+    if fabric == "switch":
+        link = replace(link, bandwidth=link.bandwidth / wafer.num_dies)
+    inside = wafer.system
+    return replace(inside, tiers=(*inside.tiers, Tier(rows=rows, cols=count // rows, link=link, fabric=fabric)))
 
 
 class Knobs(eqx.Module):

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from watos_jax.baselines.gpu_cluster import equal_gpus, nearest_b300
+from watos_jax.baselines.gpu_cluster import EQUAL_GPUS, equal_gpus, nearest_b300
 from watos_jax.baselines.megatron import megatron
-from watos_jax.baselines.streamed_wafer import StreamedWafer, stream_through
+from watos_jax.baselines.streamed_wafer import StreamedWafer, num_wafers, stream_through
 from watos_jax.hardware import System, Wafer
 from watos_jax.model import Transformer
 from watos_jax.search.central import Schedule, central
@@ -18,8 +18,8 @@ from watos_jax.search.plan import Plan
 from watos_jax.search.space import Options
 
 BASELINES: Final = ("megatron_on_wafer", "megatron_on_gpu", "weight_streaming")
-"""What we are compared with: Megatron-LM's choice on the same wafer, and on eight GPUs of equal peak, memory and DRAM
-bandwidth; weights streamed through the same wafer."""
+"""What we are compared with: Megatron-LM's choice on the same wafer, and on eight GPUs a wafer of equal peak, memory
+and DRAM bandwidth; weights streamed through the same wafer."""
 VARIANTS: Final = ("megatron_on_wafer_equal_stages", "megatron_on_b300")
 """Further ones: with equal stages only, as older versions of Megatron-LM want them; on the number of B300 whose peak is
 nearest."""
@@ -78,7 +78,7 @@ class Comparison:
 
 
 def compare(
-    wafer: Wafer,
+    wafer: System | Wafer,
     model: Transformer,
     *,
     options: Options | None = None,
@@ -88,7 +88,7 @@ def compare(
     """Compare our schedule with the baselines.
 
     Args:
-        wafer: the wafer, concrete.
+        wafer: the wafer, concrete; or several, as `hardware.several` joins them.
         model: the transformer, concrete.
         options: what strategies may choose from on every side; all options of the model where None. Weight streaming
             has its micro-batch alone to choose.
@@ -106,7 +106,7 @@ def compare(
 
     sides: dict[str, Callable[[], Side]] = {
         "megatron_on_wafer": lambda: of_megatron(wafer),
-        "megatron_on_gpu": lambda: of_megatron(equal_gpus(wafer)),
+        "megatron_on_gpu": lambda: of_megatron(equal_gpus(wafer, EQUAL_GPUS * num_wafers(wafer))),
         "weight_streaming": lambda: Side(wafer, stream_through(wafer, model, global_batch_size=batch)),
         "megatron_on_wafer_equal_stages": lambda: of_megatron(wafer, equal_stages=True),
         "megatron_on_b300": lambda: of_megatron(nearest_b300(wafer)),

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from watos_jax.baselines.comparison import Comparison, Side
-from watos_jax.hardware import Wafer
+from watos_jax.hardware import System, Wafer
 from watos_jax.report.records import Plain, estimate_record, plain, strategy_names, strategy_record
 from watos_jax.report.tables import digits, pairs, percent, quantity, seconds, stacked, table
 from watos_jax.search.central import Schedule
@@ -16,7 +16,7 @@ from watos_jax.search.plan import Plan
 from watos_jax.units import GIGA
 
 
-def comparison_record(wafer: Wafer, comparison: Comparison) -> Plain:
+def comparison_record(wafer: System | Wafer, comparison: Comparison) -> Plain:
     """Ours, the baselines and the speedup over each; numbers of a side that does not fit are None.
 
     Args:
@@ -33,7 +33,7 @@ def comparison_record(wafer: Wafer, comparison: Comparison) -> Plain:
     }
 
 
-def schedule_record(wafer: Wafer, schedule: Schedule) -> Plain:
+def schedule_record(wafer: System | Wafer, schedule: Schedule) -> Plain:
     """The best schedule of a wafer: its strategy, who keeps how many bytes for others, and the counts of the search."""
     counts = {
         "evaluated": schedule.evaluated,
