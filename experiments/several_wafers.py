@@ -30,7 +30,7 @@ import numpy as np
 import watos_jax as wj
 
 WAFERS = 4
-BANDWIDTHS = (0.025e12, 0.05e12, 0.1e12, 0.2e12, 0.4e12, 0.9e12, 1.8e12, 3.6e12, 7.2e12)
+BANDWIDTHS = (0.05e12, 0.1e12, 0.2e12, 0.4e12, 0.9e12, 1.8e12, 3.6e12)
 PAPER = (0.4e12, 1.8e12)
 LATENCY = 1e-6
 """s; ASSUMPTION: that of a link between boards, for the paper states none."""
