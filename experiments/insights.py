@@ -6,8 +6,10 @@ is cores. The hard model judges every design with the best of a short list of st
 all limits of geometry, memory and power hold. A curve is the best over everything else; dashed, all else but cores
 and strategy stays as in the best design. Two budgets and two models, for the optimum moves with both.
 
-The short list of a grid holds the best strategies of sample designs. At other designs, drawn at random, it is compared
-with every strategy, and what it loses is reported. Operators are those of the roofline.
+The short list of a grid holds the best strategies of sample designs with many pairs of stacks and bandwidth. At other
+designs, drawn at random, it is compared with every strategy, and what it loses is reported; the designs on the curves
+are judged again with every strategy. Operators are those of the roofline, the most favourable view of a small SRAM: the
+best design with more and less of it is shown by the mapper too.
 
     python experiments/insights.py --out experiments/results
     python experiments/insights.py --budget default --model llama3-70b    # each may be repeated
@@ -45,7 +47,7 @@ OPTIONS = wj.Options(
     max_pipeline=MAX_STAGES,
     least_use=0.8,
 )
-SAMPLES, KEPT, CHECKED = 5, 5, 2
+SAMPLES, KEPT, CHECKED = 16, 3, 3
 """Designs of each grid that make its short list, strategies that each adds, further designs at which it is checked."""
 GRIDS = tuple((rows, cols) for rows in range(4, 9) for cols in range(rows, 11) if rows * cols <= 72)
 """Rows and columns of dies; the window is square, so a grid and its transpose are alike."""
@@ -54,7 +56,7 @@ LATTICE = {
     "stacks": (1, 2, 3, 4, 6),
     "d2d": tuple(rate * TERA for rate in (0.1, 0.2, 0.4, 0.6, 0.8, 1.2, 1.6)),
     "sram": tuple(size * MIB for size in (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)),
-    "clock": tuple(rate * GIGA for rate in (1.2, 1.6, 2.0)),
+    "clock": tuple(rate * GIGA for rate in (1.2, 1.6, 2.0, 2.2)),
 }
 COARSE = {"stacks": (1, 2), "d2d": (0.4 * TERA, 0.8 * TERA), "sram": (0.5 * MIB, 1.0 * MIB), "clock": (1.6 * GIGA,)}
 MOST_CORES, LEAST_CORES, LEAST_DIE = 24, 16, 200.0 * MM2
@@ -137,10 +139,37 @@ def _array(count: int) -> tuple[int, int]:
     return max(pairs, key=lambda pair: (pair[0] * pair[1], pair[0]), default=(1, 1))
 
 
-def grid_rates(
-    budget: wj.Budget, model: wj.Transformer, lattice: dict[str, Any], rows: int, cols: int
-) -> dict[str, Any] | None:
-    """Tokens per second of every design of a grid with every strategy of its short list; None without designs."""
+class Grid(NamedTuple):
+    """Every design of one grid, judged with the strategies of its short list.
+
+    Attributes:
+        rows: of dies.
+        cols: of dies.
+        table: the designs.
+        space: every strategy.
+        judge: `judge(designs, strategies)` gives tokens per second, shape (designs, strategies), of rows of both.
+        listed: rows of the strategies on the short list.
+        rates: tokens per second, shape (designs, listed).
+        losses: of the short list, at designs drawn at random that fit.
+    """
+
+    rows: int
+    cols: int
+    table: Designs
+    space: Any
+    judge: Any
+    listed: np.ndarray
+    rates: np.ndarray
+    losses: np.ndarray
+
+    @property
+    def tensor(self) -> np.ndarray:
+        """Dies of the tensor group of every strategy."""
+        return self.space.strategies.tensor_rows * self.space.strategies.tensor_cols
+
+
+def judged(budget: wj.Budget, model: wj.Transformer, lattice: dict[str, Any], rows: int, cols: int) -> Grid | None:
+    """Judge every design of a grid; None where none can be made."""
     table = designs(budget, lattice, rows, cols)
     count = len(table.horizontal)
     if not count:
@@ -148,107 +177,119 @@ def grid_rates(
     space = wj.strategies(replace(budget.wafer, die_rows=rows, die_cols=cols), model, OPTIONS, max_stages=MAX_STAGES)
     shared = ((budget, float(rows), float(cols)), model, space.roomy_layouts)
 
-    def rates(which: np.ndarray, strategies: np.ndarray) -> np.ndarray:
+    def judge(which: np.ndarray, strategies: np.ndarray) -> np.ndarray:
         design, strategy = (part.ravel() for part in np.meshgrid(which, strategies, indexing="ij"))
         chosen = jax.tree.map(lambda leaf: leaf[strategy], space.strategies)
         points = Point(table.take(design), chosen, space.geometry[strategy].astype(np.int32))
         return wj.batch.map_chunks(rate, shared, points, chunks_per_call=1).reshape(len(which), -1)
 
-    drawn = np.random.default_rng(0).permutation(count)[: SAMPLES + CHECKED]
-    every = rates(drawn, np.arange(len(space)))
-    listed = np.unique(np.argsort(-every[:SAMPLES], axis=1)[:, :KEPT])
-    checked = every[SAMPLES:]
-    found = rates(np.arange(count), listed)
-    fits = checked.max(axis=1, initial=0.0) > 0
-    tensor = space.strategies.tensor_rows * space.strategies.tensor_cols
-    return {
-        "table": table,
-        "rates": found,
-        "tensor": tensor[listed],
-        "rows": np.full(count, rows),
-        "cols": np.full(count, cols),
-        "strategies": len(space),
-        "loss": (1.0 - checked[:, listed].max(axis=1, initial=0.0)[fits] / checked.max(axis=1)[fits]).tolist(),
-        "estimates": every.size + found.size,
-    }
+    drawn = np.random.default_rng(0).permutation(count)
+    pairs = np.stack([table.knobs.dram_stacks[drawn], table.knobs.d2d_bandwidth[drawn]])
+    first = np.sort(np.unique(pairs, axis=1, return_index=True)[1])[:SAMPLES]
+    samples, others = drawn[first], np.delete(drawn, first)[:CHECKED]
+    every = judge(np.concatenate([samples, others]), np.arange(len(space)))
+    found, checked = every[: len(samples)], every[len(samples) :]
+    best = np.argsort(-found, axis=1)[:, :KEPT]
+    listed = np.unique(best[np.take_along_axis(found, best, axis=1) > 0])
+    if not len(listed):
+        return None
+    most = checked.max(axis=1, initial=0.0)
+    losses = 1.0 - checked[:, listed].max(axis=1)[most > 0] / most[most > 0]
+    return Grid(rows, cols, table, space, judge, listed, judge(np.arange(count), listed), losses)
 
 
 def search(budget: wj.Budget, model: wj.Transformer, lattice: dict[str, Any], grids: Any) -> dict[str, Any]:
     """Curves of one budget and model."""
-    parts = [part for part in (grid_rates(budget, model, lattice, *grid) for grid in grids) if part is not None]
-    table = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part["table"] for part in parts))
-    rows, cols, best = (
-        np.concatenate(x) for x in zip(*((p["rows"], p["cols"], p["rates"].max(axis=1)) for p in parts), strict=True)
-    )
+    parts = [part for part in (judged(budget, model, lattice, *grid) for grid in grids) if part is not None]
+    table = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part.table for part in parts))
+    best = np.concatenate([part.rates.max(axis=1) for part in parts])
+    owner = np.repeat(np.arange(len(parts)), [len(part.rates) for part in parts])
+    row = np.concatenate([np.arange(len(part.rates)) for part in parts])
     knobs = table.knobs
     columns = {
         "stacks": knobs.dram_stacks,
         "d2d": knobs.d2d_bandwidth,
         "sram": knobs.sram_bytes_per_core,
         "clock": knobs.clock,
-        "grid": rows * 100 + cols,
-        "sides": table.horizontal * 10 + table.vertical,
+        "grid": owner.astype(float),
     }
+
+    # the best design at each value of a knob, judged with every strategy
+    for at in {
+        int(np.where(column == v, best, -1.0).argmax()) for column in columns.values() for v in np.unique(column)
+    }:
+        part = parts[owner[at]]
+        best[at] = part.judge(row[at : at + 1], np.arange(len(part.space))).max()
     winner = int(best.argmax())
-    curves = {}
-    for name in ("stacks", "d2d", "sram", "clock", "grid"):
-        column = columns[name]
+    home = parts[owner[winner]]
+    at_winner = home.judge(row[winner : winner + 1], np.arange(len(home.space)))[0]
+    sides = table.horizontal * 10 + table.vertical
+    curves: dict[str, Any] = {}
+    for name, column in columns.items():
         # where the grid changes, so do the sides that memory may take
-        others = [other for other in columns if other not in ((name, "sides") if name == "grid" else (name,))]
-        alike = np.all([columns[other] == columns[other][winner] for other in others], axis=0)
+        others = [columns[other] for other in columns if other != name] + ([] if name == "grid" else [sides])
+        alike = np.all([other == other[winner] for other in others], axis=0)
         values = np.unique(column)
         curves[name] = {
             "value": values,
             "best": [best[column == value].max() for value in values],
             "all_else_fixed": [best[alike & (column == value)].max(initial=0.0) for value in values],
         }
-    sizes = np.unique(np.concatenate([part["tensor"] for part in parts]))
-    at_winner = next(p for p in parts if (p["rows"][0], p["cols"][0]) == (rows[winner], cols[winner]))
-    row = winner - int(np.flatnonzero((rows == rows[winner]) & (cols == cols[winner]))[0])
+        if name == "sram":
+            curves[name]["mapper"] = [_by_mapper(budget, model, home, row[alike & (column == v)]) for v in values]
+    sizes = np.unique(np.concatenate([part.tensor[part.listed] for part in parts]))
     curves["tensor"] = {
         "value": sizes,
-        "best": [max(p["rates"][:, p["tensor"] == size].max(initial=0.0) for p in parts) for size in sizes],
-        "all_else_fixed": [at_winner["rates"][row, at_winner["tensor"] == size].max(initial=0.0) for size in sizes],
+        "best": [
+            max(at_winner[home.tensor == size].max(initial=0.0), *(_of_size(part, size) for part in parts))
+            for size in sizes
+        ],
+        "all_else_fixed": [at_winner[home.tensor == size].max(initial=0.0) for size in sizes],
     }
+    names = [f"{part.rows}x{part.cols}" for part in parts]
     area = knobs.die_width * knobs.die_height
-    losses = np.concatenate([part["loss"] for part in parts])
-    memory = budget.wafer.die.memory
+    at_grid = [int(np.where(owner == number, best, -1.0).argmax()) for number in range(len(parts))]
+    curves["grid"] |= {"value": names, "die_area": area[at_grid], "num_dies": [p.rows * p.cols for p in parts]}
+    losses = np.concatenate([part.losses for part in parts])
     return {
         "designs": len(best),
         "designs_that_fit": int((best > 0).sum()),
-        "estimates": sum(part["estimates"] for part in parts),
-        "strategies_by_grid": {
-            "least": min(p["strategies"] for p in parts),
-            "most": max(p["strategies"] for p in parts),
-        },
-        "short_list_loss": {
-            "designs": len(losses),
-            "mean": losses.mean() if len(losses) else None,
-            "worst": losses.max(initial=0.0),
-        },
-        "stack_bytes": memory.stack_bytes,
+        "estimates": sum(part.rates.size + (SAMPLES + CHECKED) * len(part.space) for part in parts),
+        "strategies_of_a_grid": [min(len(p.space) for p in parts), max(len(p.space) for p in parts)],
+        "short_list_loss": {"designs": len(losses), "mean": losses.mean(), "worst": losses.max(initial=0.0)},
+        "stack_bytes": budget.wafer.die.memory.stack_bytes,
         "best": {
             "tokens_per_second": best[winner],
-            "die_rows": rows[winner],
-            "die_cols": cols[winner],
+            "grid": names[owner[winner]],
             "memory_sides": [table.horizontal[winner], table.vertical[winner]],
-            "tensor_parallel": at_winner["tensor"][at_winner["rates"][row].argmax()],
+            "tensor_parallel": home.tensor[at_winner.argmax()],
             **{name: getattr(knobs, name)[winner] for name in wj.Knobs.__dataclass_fields__},
-        },
-        "die_area_of_grid": {
-            f"{value // 100}x{value % 100}": area[columns["grid"] == value][best[columns["grid"] == value].argmax()]
-            for value in np.unique(columns["grid"])
         },
         "curves": curves,
         "nearly_as_good": {
             name: [
-                value
-                for value, found in zip(curve["value"], curve["best"], strict=True)
-                if found >= (1 - NEAR) * best[winner]
+                v for v, found in zip(curve["value"], curve["best"], strict=True) if found >= (1 - NEAR) * best[winner]
             ]
             for name, curve in curves.items()
         },
     }
+
+
+def _of_size(part: Grid, size: float) -> float:
+    return part.rates[:, part.tensor[part.listed] == size].max(initial=0.0)
+
+
+def _by_mapper(budget: wj.Budget, model: wj.Transformer, part: Grid, rows: np.ndarray) -> float:
+    # tokens per second of a design by the mapper, with the strategy that is its best by the roofline
+    if not len(rows):
+        return 0.0
+    one = part.table.take(rows[0])
+    index = int(part.judge(rows[:1], np.arange(len(part.space)))[0].argmax())
+    wafer = budget.build(one.knobs, part.rows, part.cols, (one.horizontal, one.vertical))
+    layout = part.space.layout(index)
+    return float(
+        wj.estimate(wafer, model, part.space.strategy(index), fidelity="mapper", layout=layout).tokens_per_second
+    )
 
 
 def answer(given: argparse.Namespace) -> dict[str, Any]:
@@ -274,6 +315,8 @@ UNITS = {
     "tensor": ("dies of a tensor group", 1.0),
 }
 """Label of a knob and its unit."""
+TICKS = {"d2d": (0.1, 0.2, 0.4, 0.8, 1.6), "sram": (0.25, 0.5, 1, 2, 3), "tensor": (1, 2, 4, 8, 16, 32, 64)}
+"""Ticks of logarithmic axes."""
 
 
 def show(record: dict[str, Any]) -> None:
@@ -287,7 +330,7 @@ def show(record: dict[str, Any]) -> None:
                 f"designs, {loss['worst']:.2%} at worst"
             )
             print(
-                f"  best {best['tokens_per_second']:,.0f} tokens/s: {best['die_rows']}x{best['die_cols']} dies of "
+                f"  best {best['tokens_per_second']:,.0f} tokens/s: {best['grid']} dies of "
                 f"{best['die_width'] / MM:.1f} x {best['die_height'] / MM:.1f} mm, {best['dram_stacks']:.0f} stacks, "
                 f"{best['d2d_bandwidth'] / TERA:.2f} TB/s, {best['core_rows']:.0f}x{best['core_cols']:.0f} cores of "
                 f"{best['sram_bytes_per_core'] / MIB:g} MiB at {best['clock'] / GIGA:g} GHz, groups of "
@@ -297,71 +340,57 @@ def show(record: dict[str, Any]) -> None:
                 label, unit = UNITS[name]
                 cells = []
                 for value, rate_there in zip(curve["value"], curve["best"], strict=True):
-                    word = f"{value // 100}x{value % 100}" if name == "grid" else f"{value / unit:.3g}"
+                    word = value if name == "grid" else f"{value / unit:.3g}"
                     cells.append(f"{word} {rate_there / best['tokens_per_second']:.3f}")
                 print(f"  {label if name != 'grid' else 'dies'}: " + ", ".join(cells))
+            by_mapper = found["curves"]["sram"]["mapper"]
+            most = max(by_mapper)
+            print("  SRAM per core, best design by the mapper: ", end="")
+            cells = [
+                f"{v / MIB:g} {x / most:.3f}" for v, x in zip(found["curves"]["sram"]["value"], by_mapper, strict=True)
+            ]
+            print(", ".join(cells))
 
 
 def draw(record: dict[str, Any], plt: Any) -> Any:
     """One panel for each knob, one colour for each budget and model."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
+    cases = [(b, m, found) for b, by_model in record["budgets"].items() for m, found in by_model.items()]
     for axis, (name, (label, unit)) in zip(axes.ravel(), UNITS.items(), strict=True):
-        number = 0
-        for budget, by_model in record["budgets"].items():
-            for model, found in by_model.items():
-                curve, best = found["curves"][name], found["best"]["tokens_per_second"]
-                if name == "grid":
-                    values = np.array(list(found["die_area_of_grid"].values())) / unit
-                else:
-                    values = np.array(curve["value"], float) / unit
-                order = np.argsort(values)
-                colour = harness.COLOURS[number]
-                rates = np.array(curve["best"], float) / best
-                fixed = np.array(curve["all_else_fixed"], float) / best
-                if name == "grid":
-                    axis.plot(values, np.where(rates > 0, rates, np.nan), "o", ms=4, color=colour, alpha=0.7)
-                    at = int(rates.argmax())
-                    dies = f"{found['best']['die_rows']}x{found['best']['die_cols']}"
-                    axis.annotate(
-                        dies,
-                        (values[at], 1.0),
-                        (0, 6 + 9 * number),
-                        textcoords="offset points",
-                        color=colour,
-                        ha="center",
-                        fontsize=8,
-                    )
-                else:
-                    axis.plot(
-                        values[order],
-                        np.where(rates > 0, rates, np.nan)[order],
-                        "o-",
-                        ms=3,
-                        color=colour,
-                        label=f"{model}, {budget}",
-                    )
-                    axis.plot(values[order], np.where(fixed > 0, fixed, np.nan)[order], "--", lw=1, color=colour)
-                axis.plot(values[int(rates.argmax())], 1.0, "*", ms=13, color=colour, mec="white", mew=0.6, zorder=5)
-                number += 1
+        for number, (budget, model, found) in enumerate(cases):
+            curve, colour = found["curves"][name], harness.COLOURS[number]
+            rates, fixed = (
+                np.array(curve[key], float) / found["best"]["tokens_per_second"] for key in ("best", "all_else_fixed")
+            )
+            values = np.array(curve["die_area" if name == "grid" else "value"], float) / unit
+            shown = np.where(rates > 0, rates, np.nan)
+            at = int(rates.argmax())
+            if name == "grid":
+                axis.plot(values, shown, "o", ms=4, color=colour, alpha=0.7)
+                offset = {"xytext": (0, 7 + 10 * number), "textcoords": "offset points"}
+                axis.annotate(curve["value"][at], (values[at], 1.0), ha="center", fontsize=8, color=colour, **offset)
+            else:
+                axis.plot(values, shown, "o-", ms=3, color=colour, label=f"{model}, {budget}")
+                axis.plot(values, np.where(fixed > 0, fixed, np.nan), "--", lw=1, color=colour)
+            if name == "sram":
+                mapped = np.array(curve["mapper"], float)
+                axis.plot(values, np.where(mapped > 0, mapped, np.nan) / mapped.max(), ":", lw=1.5, color=colour)
+                axis.plot(values[int(mapped.argmax())], 1.0, "P", ms=8, color=colour, mec="white", mew=0.6, zorder=4)
+            axis.plot(values[at], 1.0, "*", ms=13, color=colour, mec="white", mew=0.6, zorder=5)
         axis.set_xlabel(label)
-        axis.set_ylim(0.4, 1.08)
-        if name in ("d2d", "sram", "tensor"):
+        axis.set_ylim(0.4, 1.13 if name == "grid" else 1.05)
+        if name in TICKS:
             axis.set_xscale("log", base=2)
-            ticks = {
-                "d2d": (0.1, 0.2, 0.4, 0.8, 1.6),
-                "sram": (0.25, 0.5, 1, 2, 3),
-                "tensor": (1, 2, 4, 8, 16, 32, 64),
-            }[name]
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.set_xticks(TICKS[name], [f"{tick:g}" for tick in TICKS[name]])
             axis.minorticks_off()
     for axis in axes[:, 0]:
         axis.set_ylabel("tokens/s over the best")
     axes[0, 0].plot([], [], "--", color="0.3", lw=1, label="all else as in the best")
     axes[0, 0].plot([], [], "*", color="0.3", ms=11, ls="", label="optimum")
     axes[0, 0].legend(loc="lower right", fontsize=8)
-    figure.suptitle(
-        "How to divide 215 x 215 mm of wafer: best throughput at each value of one knob, all else chosen anew"
-    )
+    axes[0, 2].plot([], [], ":", color="0.3", lw=1.5, label="best design by the mapper,\nover its own best (+)")
+    axes[0, 2].legend(loc="lower left", fontsize=8)
+    figure.suptitle("How to divide 215 x 215 mm of wafer: the best at each value of one knob, all else chosen anew")
     return figure
 
 
