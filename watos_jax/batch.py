@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from watos_jax.xla import compiler_options
@@ -30,7 +30,7 @@ def map_chunks(
 
     Args:
         function: `function(shared, point)`, a module-level function (compiled once for each).
-        shared: pytree of arrays that all points have in common.
+        shared: pytree of arrays that all points have in common; `placed`, if many calls share it.
         points: pytree of arrays with a common first axis.
         chunk: points per chunk.
         chunks_per_call: chunks that each device works through per call.
@@ -41,16 +41,32 @@ def map_chunks(
     devices = len(jax.local_devices())
     count = len(jax.tree.leaves(points)[0])
     block = devices * chunk * chunks_per_call
-    shared, results = jax.tree.map(_number, shared), []
+    shared, results = _numbers(shared), []
     for start in range(0, count, block):
         rows = np.minimum(np.arange(start, start + block), count - 1)
-        taken = jax.tree.map(lambda leaf, rows=rows: _number(np.asarray(leaf)[rows]), points)
+        taken = _numbers(jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], points))
         results.append(jax.tree.map(np.asarray, _block(function, chunk, devices)(shared, taken)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
 
 
-def _number(leaf: Any) -> Array:
-    return jnp.asarray(leaf, dtype=jnp.result_type(float) if np.asarray(leaf).dtype.kind == "f" else jnp.int32)
+def placed(shared: Any) -> Any:
+    """Copy a pytree of arrays to every local device, once for many calls of `map_chunks`."""
+    return jax.device_put(_numbers(shared), NamedSharding(_mesh(len(jax.local_devices())), PartitionSpec()))
+
+
+def _numbers(tree: Any) -> Any:
+    real = jnp.dtype(jnp.result_type(float))
+
+    def number(leaf: Any) -> Array:
+        if isinstance(leaf, jax.Array) and leaf.dtype in (real, np.int32):
+            return leaf
+        return jnp.asarray(leaf, dtype=real if np.asarray(leaf).dtype.kind == "f" else jnp.int32)
+
+    return jax.tree.map(number, tree)
+
+
+def _mesh(devices: int) -> Mesh:
+    return Mesh(np.array(jax.local_devices()[:devices]), ("device",))
 
 
 @cache
@@ -60,8 +76,7 @@ def _block(function: Callable, chunk: int, devices: int) -> Callable:
         results = jax.lax.map(lambda rows: jax.vmap(partial(function, shared))(rows), chunks)
         return jax.tree.map(lambda leaf: leaf.reshape((-1,) + leaf.shape[2:]), results)
 
-    mesh = Mesh(np.array(jax.local_devices()[:devices]), ("device",))
     split = PartitionSpec("device")
     specs = (PartitionSpec(), split)
-    spread = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    spread = jax.shard_map(on_device, mesh=_mesh(devices), in_specs=specs, out_specs=split, check_vma=False)
     return jax.jit(spread, compiler_options=compiler_options())
