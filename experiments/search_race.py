@@ -41,8 +41,9 @@ from watos_jax.presets import budgets  # noqa: E402
 from watos_jax.search import lattice  # noqa: E402
 from watos_jax.search.bounds import exact_times, tangent  # noqa: E402
 from watos_jax.search.candidates import OPTIONS, candidates  # noqa: E402
-from watos_jax.search.genes import BLOCKS, REPAIRED, GeneSpace, Run  # noqa: E402
+from watos_jax.search.genes import BLOCKS, REPAIRED, GeneSpace  # noqa: E402
 from watos_jax.search.genetic import genetic  # noqa: E402
+from watos_jax.search.run import Run  # noqa: E402
 from watos_jax.units import GIGA, KIB, MM  # noqa: E402
 
 OURS = "co-design"

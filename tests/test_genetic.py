@@ -13,8 +13,9 @@ import watos_jax as wj
 from watos_jax.baselines.searchers import SEARCHERS, exhaustive
 from watos_jax.search import lattice
 from watos_jax.search.candidates import candidates
-from watos_jax.search.genes import INFEASIBLE, GeneSpace, Run
+from watos_jax.search.genes import GeneSpace
 from watos_jax.search.genetic import Settings, genetic
+from watos_jax.search.run import INFEASIBLE, Run
 
 SMALL = Settings(population=64)
 ALL = {**SEARCHERS, "genetic": partial(genetic, settings=SMALL)}

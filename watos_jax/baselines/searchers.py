@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from watos_jax.search import lattice
-from watos_jax.search.genes import Genes, Run
+from watos_jax.search.genes import Genes
+from watos_jax.search.run import Run
 
 Searcher = Callable[[Run, int], None]
 """`search(run, seed)`."""

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from watos_jax.search.genes import Genes, GeneSpace, Level, Run, nearest
+from watos_jax.search.genes import Genes, GeneSpace, Level, nearest
 from watos_jax.search.lattice import NAMES, to_array
+from watos_jax.search.run import Run
 from watos_jax.units import Scalar
 
 Row = Int[Array, " genes"]
