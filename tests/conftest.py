@@ -38,6 +38,14 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(skip)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    # neighbours stay on one worker, so that what a module compiles or computes once is not done by every worker
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def eps() -> float:
     """Relative spacing of the floats that the suite runs in: tolerances are multiples of it."""
