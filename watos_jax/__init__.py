@@ -46,6 +46,10 @@ from watos_jax.search.pareto import Front as Front
 from watos_jax.search.pareto import pareto as pareto
 from watos_jax.search.plan import Plan as Plan
 from watos_jax.search.plan import plan as plan
+from watos_jax.search.resolved import ResolvedPrice as ResolvedPrice
+from watos_jax.search.resolved import resolved_prices as resolved_prices
+from watos_jax.search.response import KnobResponse as KnobResponse
+from watos_jax.search.response import knob_response as knob_response
 from watos_jax.search.robust import Survival as Survival
 from watos_jax.search.robust import Survivor as Survivor
 from watos_jax.search.robust import naive as naive

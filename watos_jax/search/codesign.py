@@ -31,6 +31,7 @@ from watos_jax.search.candidates import OPTIONS, Candidates, Infeasible, candida
 from watos_jax.search.certificate import Certificate, Local, certify
 from watos_jax.search.descend import ROUNDS, STEPS, Point, Shared, descend, score
 from watos_jax.search.objective import STEP_TIME, Objective
+from watos_jax.search.relaxed import Relaxed, relaxed_optimum
 from watos_jax.search.space import Options
 from watos_jax.strategy import Strategy
 
@@ -118,6 +119,7 @@ def codesign(
     refine: bool = False,
     progress: Callable[[str, float], None] | None = None,
     improved: Callable[[Point, float, int], None] | None = None,
+    start: Design | None = None,
 ) -> Design:
     """Choose the hardware and the strategy that train the model best within the budget.
 
@@ -134,6 +136,9 @@ def codesign(
         progress: called with a phase's name and the share of it that is done.
         improved: called with every better design on the way, as a row of points, its objective, and the estimates made
             so far.
+        start: a design of this model for the same or a similar budget, from which to search in place of all strategies'
+            guesses; the proof, which looks at everything, then finds what else is better. Without effect where no proof
+            is possible, or where the budget has no such grid and strategy.
 
     Returns:
         The best design found; it is feasible by the hard model.
@@ -149,7 +154,7 @@ def codesign(
     if refine and not (prove and _is_provable(budget, objective)):
         raise ValueError("refine is True: it must be False but for tokens per second, proven, without overlap")
     search = _Search(model, budget, options, objective, progress or (lambda phase, share: None), improved)
-    return search.run(gap, time_limit if prove else None, refine)
+    return search.run(gap, time_limit if prove else None, refine, start)
 
 
 class _Search:
@@ -173,15 +178,18 @@ class _Search:
         self.candidates: Candidates
         self.shared: Shared
 
-    def run(self, gap: float, time_limit: float | None, refine: bool) -> Design:
+    def run(self, gap: float, time_limit: float | None, refine: bool, start: Design | None) -> Design:
         self._timed("enumerate", self._enumerate)
         every = self.candidates.every
-        kept = self._timed("guess", self._guess)
-        relaxed, values = self._timed("descend", lambda: self._descend(kept))
+        provable = time_limit is not None and _is_provable(self.budget, self.objective)
+        begun = self._timed("start", lambda: self._near(start)) if start is not None and provable else None
+        kept, relaxed, values = begun or self._all()
         best, least = self._timed("round", lambda: self._round(every, kept, relaxed, values))
+        if begun and not self._fits(best):
+            kept, relaxed, values = self._all()
+            best, least = self._timed("round", lambda: self._round(every, kept, relaxed, values))
         proven = None
-        provable = _is_provable(self.budget, self.objective)
-        if time_limit is not None and provable and self._scores(best)[1][0] <= ROUNDING:
+        if time_limit is not None and provable and self._fits(best):
             left = max(time_limit - (time.perf_counter() - self.started), 0.0)
             best, least, proven = self._timed("prove", lambda: self._prove(every, best, least, gap, left))
         places = _best_of_each_place(kept._replace(knobs=relaxed), values)
@@ -202,6 +210,27 @@ class _Search:
     def _enumerate(self) -> None:
         self.candidates = candidates(self.model, self.budget, options=self.options, objective=self.objective)
         self.shared = self.candidates.shared
+
+    def _all(self) -> tuple[Point, np.ndarray, np.ndarray]:
+        # the most promising candidates with relaxed knobs and their values
+        kept = self._timed("guess", self._guess)
+        return kept, *self._timed("descend", lambda: self._descend(kept))
+
+    def _near(self, start: Design) -> tuple[Point, np.ndarray, np.ndarray] | None:
+        # the same of the start's candidate alone; None where the budget has none like it
+        grid = int(start.wafer.die_rows), int(start.wafer.die_cols)
+        every = self.candidates.every.candidate
+        wanted, given = (*grid, *start.sides, start.strategy), (*every[:4], every.strategy)
+        same = jax.tree.map(lambda one, other: np.asarray(one) == other, given, wanted)
+        row = np.flatnonzero(np.all(jax.tree.leaves(same), axis=0))[:1]
+        if not len(row):
+            return None
+        place = Relaxed(self.budget, self.model, start.strategy, grid, start.sides, self.objective)
+        best = relaxed_optimum(place, start.knobs)
+        return take(self.candidates.every, row), lattice.to_array(best.knobs)[None], np.array([best.value])
+
+    def _fits(self, point: Point) -> bool:
+        return bool(self._scores(point)[1][0] <= ROUNDING)
 
     def _scores(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
         self.evaluations += len(points.knobs)
