@@ -1,6 +1,7 @@
 """Training of operator predictors: what is drawn, that it is repeatable, what the manifest says, measured kernels."""
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -10,8 +11,24 @@ import pytest
 
 from watos_jax.learn import draw, fit, measured, train
 from watos_jax.learn.label import Table
+from watos_jax.operators import predictor
 from watos_jax.presets import chips
 from watos_jax.units import FLOP_PER_MAC
+
+MANIFEST = json.loads((predictor.FOLDER / "manifest.json").read_text())
+
+
+def test_the_manifest_is_that_of_this_code():
+    assert MANIFEST["command"] == train.command(0, fit.STEPS)
+    assert MANIFEST["drawn"] == json.loads(json.dumps(draw.RANGES))
+    for subject, parts in train.PARTS.items():
+        count = sum(part.size for part in parts)
+        assert MANIFEST[subject]["held_out"] == pytest.approx(train.HELD_OUT * count)
+        assert MANIFEST[subject]["samples"] + MANIFEST[subject]["held_out"] == count
+        assert MANIFEST[subject]["steps"] == fit.STEPS
+        drawn = {part.name: train.means(train.draw(part, 0)) for part in parts}
+        for name, found in drawn.items():
+            np.testing.assert_allclose(MANIFEST[subject]["means"][name], found, rtol=1e-5)
 
 
 def test_draws_are_repeatable_whole_and_of_the_stated_ranges():
@@ -57,6 +74,17 @@ def test_a_whole_short_training_is_bit_equal(monkeypatch, tmp_path):
             for name in one.files:
                 np.testing.assert_array_equal(one[name], other[name])
     assert (folders[0] / "manifest.json").read_text() == (folders[1] / "manifest.json").read_text()
+
+
+def test_more_of_a_resource_seldom_lengthens_a_prediction():
+    for subject, parts in train.PARTS.items():
+        stated = MANIFEST[subject]["rising"]
+        assert max(stated.values()) <= 0.05 and np.mean(list(stated.values())) <= 0.02
+        samples = train.draw(parts[0]._replace(size=2000), 77)
+        found = fit.rising(predictor.load(subject), samples, subject, 77)
+        for name, share in found.items():
+            # three standard errors of a share of about 2,000 pairs
+            assert share <= stated[name] + 3.0 * np.sqrt(max(stated[name], 1e-3) / 1500.0), (subject, name)
 
 
 # ---- measured kernels

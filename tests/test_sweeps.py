@@ -89,6 +89,16 @@ def test_single_and_double_precision_agree(whole):
     np.testing.assert_allclose(whole.rows["margin"], double.rows["margin"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_another_operator_model_is_that_of_single_estimates(whole):
+    predicted = sweeps.sweep(replace(SPACE, fidelity="predictor"), KEEP, chunk=64)
+    assert (predicted.rows["step_time"] >= (1 - 1e-5) * whole.rows["step_time"]).all()
+    for row in np.linspace(0, len(whole.plan) - 1, 5).astype(int):
+        point = predicted.point(row)
+        alone = wj.estimate(*point[:3], layout=point.layout, fidelity="predictor")
+        assert predicted.rows["step_time"][row] == pytest.approx(float(alone.step_time), rel=1e-3)
+
+
 def test_feasible_rows_only(whole):
     kept = sweeps.sweep(SPACE, replace(KEEP, rows="feasible"), chunk=64)
     np.testing.assert_array_equal(kept.rows["index"], np.flatnonzero(whole.rows["margin"] >= -ROUNDING))

@@ -36,6 +36,7 @@ SPACE, KEEP = sweeps.declare(TABLE)
         ({"axes": {"die_rows": [2.5]}}, "axes.die_rows: Wafer.die_rows is 2.5: it must be a whole number, at least 1"),
         ({"axes": {"model.layers": [2]}}, "axes.model.layers is no quantity of a model: did you mean model.num_layers"),
         ({"precision": 16}, "precision is 16: it must be 32 or 64"),
+        ({"fidelity": "mapper"}, "fidelity is 'mapper': it must be one of roofline, predictor"),
         ({"samples": 0}, "samples is 0: it must be a whole number, at least 1"),
         ({"strategies": {"micro": 1}}, "strategies.micro is not known"),
         (

@@ -1,5 +1,6 @@
 """Fit of a network to a table by gradient, its errors on samples held out, and how often more of a resource hurts."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import jax
@@ -12,14 +13,20 @@ from watos_jax.learn.draw import DIE_COLUMNS, Samples
 from watos_jax.learn.label import Table, times
 from watos_jax.operators import predictor
 
-STEPS: Final = 20_000
+STEPS: Final = 50_000
 """Steps of the optimizer."""
-BATCH: Final = 1024
+BATCH: Final = 512
 """Samples per step."""
+RATE: Final = 3e-3
+"""Learning rate between its rise and its fall."""
+WARM_UP: Final = 500
+"""Steps in which the learning rate rises."""
+FALLING: Final = 0.3
+"""Last share of the steps, in which the learning rate falls to 0."""
 BYTES_WEIGHT: Final = 0.25
 """Weight of the error of DRAM bytes beside that of times: where the mapper may choose among mappings of all but equal
 times, its bytes jump, and a network that chases them loses times."""
-MONOTONE_BATCH: Final = 64
+MONOTONE_BATCH: Final = 32
 """Samples per step whose slopes in the resources are penalised where they are positive."""
 MONOTONE_WEIGHT: Final = 1.0
 """Weight of that penalty beside the mean error of the logarithms."""
@@ -30,7 +37,7 @@ TOLERANCE: Final = 0.01
 
 
 def fit(table: Table, seed: int, steps: int = STEPS) -> predictor.Trained:
-    """Fit a network to a table by Adam with one cycle of the learning rate (Smith & Topin, arXiv 1708.07120).
+    """Fit a network to a table by Adam; the learning rate rises, stays, and falls to nothing.
 
     The loss is the mean absolute error of the logarithms, which is the relative error of what they stand for, and
     the mean positive slope of the logarithm of predicted time in the logarithm of each resource.
@@ -38,15 +45,46 @@ def fit(table: Table, seed: int, steps: int = STEPS) -> predictor.Trained:
     Args:
         table: samples to train on.
         seed: of start and order.
-        steps: of the optimizer.
+        steps: of the optimizer, a multiple of 1000.
     """
-    mean, scale = table.features.mean(axis=0), table.features.std(axis=0) + 1e-6
+    start, order = jax.random.split(jax.random.key(seed))
+    mean, scale = scales(table)
+    parameters, state, thousand = training(table, start, steps)
+    for block in range(steps // 1000):
+        parameters, state = thousand(parameters, state, jax.random.fold_in(order, block))
+    arrays = jax.tree.map(np.asarray, parameters)
+    return predictor.Trained(arrays, mean, scale, table.box.min(axis=0), table.box.max(axis=0))
+
+
+def scales(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every feature.
+
+    Args:
+        table: samples to train on.
+    """
+    return table.features.mean(axis=0), table.features.std(axis=0) + 1e-6
+
+
+def training(table: Table, start: Array, steps: int) -> tuple[Any, Any, Callable[..., tuple[Any, Any]]]:
+    """Parameters and state of the optimizer at the start, and a function that takes both a thousand steps further.
+
+    Args:
+        table: samples to train on.
+        start: random key of the parameters.
+        steps: of the whole training.
+    """
+    mean, scale = scales(table)
     features, targets = jnp.asarray((table.features - mean) / scale), jnp.asarray(table.targets)
     slopes, roofline_slopes = jnp.asarray(table.slopes / scale), jnp.asarray(table.roofline_slopes)
     weights = jnp.array([[1.0, 1.0, BYTES_WEIGHT, BYTES_WEIGHT]])
-    start, order = jax.random.split(jax.random.key(seed))
     parameters = predictor.Network().init(start, features[:1])["params"]
-    optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, 6e-3, 0.1, 25.0, 1e3))
+    falling = round(FALLING * steps)
+    phases = (
+        optax.linear_schedule(0.0, RATE, WARM_UP),
+        optax.constant_schedule(RATE),
+        optax.linear_schedule(RATE, 0.0, falling),
+    )
+    optimizer = optax.adam(optax.join_schedules(phases, [WARM_UP, steps - falling]))
 
     def loss(parameters: Any, batch: Array) -> Array:
         error = jnp.mean(weights * jnp.abs(predictor.apply(parameters, features[batch]) - targets[batch]))
@@ -71,11 +109,7 @@ def fit(table: Table, seed: int, steps: int = STEPS) -> predictor.Trained:
 
         return jax.lax.scan(step, (parameters, state), jax.random.split(key, 1000))[0]
 
-    state = optimizer.init(parameters)
-    for key in jax.random.split(order, steps // 1000):
-        parameters, state = thousand(parameters, state, key)
-    arrays = jax.tree.map(np.asarray, parameters)
-    return predictor.Trained(arrays, mean, scale, table.box.min(axis=0), table.box.max(axis=0))
+    return parameters, optimizer.init(parameters), thousand
 
 
 def errors(trained: predictor.Trained, table: Table) -> dict[str, dict[str, float]]:

@@ -12,12 +12,7 @@ from watos_jax.batch import map_chunks
 from watos_jax.hardware import Core, Die, Efficiency, Memory
 from watos_jax.learn.draw import Samples
 from watos_jax.operators import predictor
-from watos_jax.operators.features import (
-    attention_box,
-    attention_features,
-    product_box,
-    product_features,
-)
+from watos_jax.operators.features import ATTENTION_BOX, PRODUCT_BOX, attention_features, product_features
 from watos_jax.operators.fidelity import attention_ratios, product_ratios
 from watos_jax.operators.mapper import BANDS
 from watos_jax.operators.mapping import Ratios
@@ -32,12 +27,10 @@ class Point(NamedTuple):
 
     Attributes:
         features: inputs.
-        box: logarithms that state the range.
         log_times: logarithms of the roofline's forward and backward time, shape (2,).
     """
 
     features: Any
-    box: Any
     log_times: Any
 
 
@@ -95,7 +88,6 @@ def product_point(dies: Array, sizes: Any) -> Point:
     bound = matmul_cost(die, Efficiency(), shapes, gradient_bytes, HARD)
     return Point(
         product_features(die, shapes, gradient_bytes, HARD)[0],
-        product_box(die, shapes, gradient_bytes)[0],
         jnp.log(jnp.stack([bound.forward[0], bound.backward[0]])),
     )
 
@@ -105,11 +97,13 @@ def attention_point(dies: Array, sizes: Any) -> Point:
     die, shape = die_of(dies), Attention(*sizes)
     bound = attention_cost(die, Efficiency(), shape, HARD)
     log_times = jnp.log(jnp.stack([bound.forward, bound.backward]))
-    return Point(attention_features(die, shape, HARD), attention_box(die, shape), log_times)
+    return Point(attention_features(die, shape, HARD), log_times)
 
 
 POINTS: Final = {"products": product_point, "attention": attention_point}
 """What each network sees of a row of samples."""
+BOXES: Final = {"products": PRODUCT_BOX, "attention": ATTENTION_BOX}
+"""Columns of the range of each network, its first inputs."""
 
 
 def tabulate(samples: Samples, labels: Ratios, subject: str) -> Table:
@@ -120,9 +114,9 @@ def tabulate(samples: Samples, labels: Ratios, subject: str) -> Table:
         labels: ratios of the mapper.
         subject: a key of `POINTS`.
     """
-    features, box, *slopes = map_chunks(_INPUTS[subject], None, samples, chunk=512, chunks_per_call=8)
+    features, *slopes = map_chunks(_INPUTS[subject], None, samples, chunk=512, chunks_per_call=8)
     targets = np.log(np.stack(labels[:4], axis=1))
-    return Table(*(np.asarray(a, np.float32) for a in (features, box, targets, *slopes)))
+    return Table(*(np.asarray(a, np.float32) for a in (features, features[:, : len(BOXES[subject])], targets, *slopes)))
 
 
 def times(trained: predictor.Trained, samples: Samples, subject: str) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +138,7 @@ def _inputs(point: Callable[..., Point]) -> Callable:
 
         at = jnp.log(row.dies)
         slopes, found = jax.jacfwd(seen, has_aux=True)(at)
-        return found.features, found.box, slopes.features.T, slopes.log_times.T
+        return found.features, slopes.features.T, slopes.log_times.T
 
     return inputs
 
@@ -152,7 +146,7 @@ def _inputs(point: Callable[..., Point]) -> Callable:
 def _times(point: Callable[..., Point]) -> Callable:
     def time(trained: predictor.Trained, row: Samples) -> tuple[Array, Array]:
         seen = point(row.dies, row.sizes)
-        ratios = predictor.ratios(trained, seen.features, seen.box)
+        ratios = predictor.ratios(trained, seen.features)
         return jnp.exp(seen.log_times[0]) * ratios.forward, ratios.outside == 0
 
     return time

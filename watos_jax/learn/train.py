@@ -11,9 +11,8 @@ import numpy as np
 from watos_jax.batch import map_chunks
 from watos_jax.learn.draw import RANGES, Generator, Samples, sample_attention, sample_products
 from watos_jax.learn.fit import STEPS, errors, fit, rising
-from watos_jax.learn.label import Table, label_attention, label_many, label_products, tabulate
+from watos_jax.learn.label import BOXES, Table, label_attention, label_many, label_products, tabulate
 from watos_jax.operators import predictor
-from watos_jax.operators.features import ATTENTION_BOX, PRODUCT_BOX
 from watos_jax.operators.mapping import Ratios
 
 HELD_OUT: Final = 0.1
@@ -54,8 +53,6 @@ PARTS: Final = {
     "attention": (Part("cores", 60_000, sample_attention, label_attention, 4),),
 }
 """What each network learns: products, with their two gradients, that come alone or in numbers; attention cores."""
-BOXES: Final = {"products": PRODUCT_BOX, "attention": ATTENTION_BOX}
-"""Columns of the range of each network."""
 
 
 def command(seed: int, steps: int) -> str:

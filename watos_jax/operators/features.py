@@ -17,19 +17,19 @@ from watos_jax.operators.roofline import SCORE_BYTES
 from watos_jax.relax import Relaxation
 from watos_jax.units import Leaf, Scalar
 from watos_jax.workload import ELEMENT_BYTES, Attention, Matmuls
-from watos_jax.xla import fold
+from watos_jax.xla import fence, fold
 
 Features = Float[Array, "*ops features"]
 
 _DIE: Final = ("core_rows", "core_cols", "array side", "sram_bytes", "port over operands", "noc_bytes_per_clock")
 PRODUCT_BOX: Final = ("rows", "cols", "depth", "count", "gradient_bytes", *_DIE, "dram bytes per clock")
-"""Columns of `product_box`."""
+"""What the range of training of products is stated in: the first inputs of their network."""
 ATTENTION_BOX: Final = (
     *("units", "rows of a unit", "keys", "sequence", "head_dim", "value_dim", "group", "1 + materialised", *_DIE),
     "dram bytes per clock",
 )
-"""Columns of `attention_box`."""
-PASSES: Final = (1.0, 2.0, 5.0)
+"""The same for attention cores."""
+PASSES: Final = (1.0, 4.0)
 """Passes of the MAC array along the query rows of a block, tried by the closed form of attention."""
 
 
@@ -62,11 +62,6 @@ def _logs(values: list[Leaf], like: Array) -> Features:
     return jnp.moveaxis(jnp.log(jnp.stack([jnp.broadcast_to(value, like.shape) for value in values])), 0, -1)
 
 
-def product_box(die: Die, shapes: Matmuls, gradient_bytes: Scalar) -> Float[Array, "ops columns"]:
-    """Logarithms of what the range of training is stated in: sizes, number, resources of the die."""
-    return _logs([*_sizes(shapes), gradient_bytes, *_resources(die)], shapes.rows)
-
-
 def _sizes(shapes: Matmuls) -> list[Array]:
     # an absent product counts as one of one element; it costs nothing in any case
     return [jnp.where(size > 0, size, 1.0) for size in (shapes.rows, shapes.cols, shapes.depth, shapes.count)]
@@ -75,7 +70,7 @@ def _sizes(shapes: Matmuls) -> list[Array]:
 def product_features(die: Die, shapes: Matmuls, gradient_bytes: Scalar, relax: Relaxation) -> Features:
     """Inputs of the network for products.
 
-    Besides logarithms of sizes, resources and the shares and passes that ceilings make of them: for each dataflow of
+    The logarithms of `PRODUCT_BOX`, and of the shares and passes that ceilings make of them: for each dataflow of
     each of the three products of training, over the time of an ideal array, the time of the cores for one tile, and
     the largest of it and what DRAM and links take for it; then the least of these over the dataflows.
 
@@ -140,15 +135,10 @@ def _units(core: Attention) -> list[Scalar]:
     return [sequences * core.kv_heads, rows, core.keys, core.sequence, core.head_dim, core.value_dim]
 
 
-def attention_box(die: Die, core: Attention) -> Float[Array, " columns"]:
-    """Logarithms of what the range of training is stated in: units, rows, keys, widths, resources of the die."""
-    return _logs([*_units(core), core.heads / core.kv_heads, 1.0 + core.materialised, *_resources(die)], core.queries)
-
-
 def attention_features(die: Die, core: Attention, relax: Relaxation) -> Features:
     """Inputs of the network for attention cores.
 
-    Besides logarithms of sizes, resources and paddings: the least time, forward and backward, of a few blocks of
+    The logarithms of `ATTENTION_BOX` and of paddings, and the least time, forward and backward, of a few blocks of
     queries on each number of rectangles of cores, over the time of an ideal array.
 
     Args:
@@ -182,14 +172,17 @@ def _blocks(r: _Resources, core: Attention, relax: Relaxation) -> tuple[Array, A
     group, width = core.heads / core.kv_heads, head + value
     port = 2.0 * ELEMENT_BYTES * r.side * r.port
     high, wide = (jnp.maximum(jnp.floor(a / b), 1.0) for a, b in ((r.rows, down), (r.cols, lanes)))
+    impossible = jnp.where((down > r.rows) | (lanes > r.cols), jnp.inf, 0.0)
+    # what the die alone decides is computed once, not in every candidate of every strategy
+    high, wide, both, impossible = fence((high, wide, high * wide, impossible), r.side)
     behind = relax.ceil(units / down)
     turns = relax.ceil(behind / lanes)
-    whole = relax.ceil(rows / (high * wide))
+    whole = relax.ceil(rows / both)
     row_bytes = ELEMENT_BYTES * head + (PARTIAL_BYTES + ELEMENT_BYTES) * value
     most = jnp.maximum(0.5 * r.sram / (row_bytes + 2.0 * PARTIAL_BYTES * r.side), 1.0)
     blocks = relax.ceil(whole / jnp.minimum(most, r.side * passes))
     size = relax.ceil(rows / blocks)
-    share = relax.ceil(size / (high * wide))
+    share = relax.ceil(size / both)
     met = jnp.minimum(keys + 0.5 * (size / group - 1.0), sequence)
     key_bytes = 2.0 * ELEMENT_BYTES * width + PARTIAL_BYTES * share
     least = met / jnp.maximum((r.sram - share * row_bytes) / key_bytes, 1.0)
@@ -214,7 +207,6 @@ def _blocks(r: _Resources, core: Attention, relax: Relaxation) -> tuple[Array, A
     ends = jnp.maximum(used * (size * head + first_keys) / r.dram, at_once * (size / high * head + first_keys) / r.link)
     ends += jnp.maximum(used * size * value / r.dram, at_once * size / high * value / r.link)
     ends *= ELEMENT_BYTES
-    impossible = jnp.where((down > r.rows) | (lanes > r.cols), jnp.inf, 0.0)
     last = 1.0 / (turns * blocks * cuts)
     products = 2.5 - 0.5 * core.materialised
     forward = jnp.maximum(ends + work, work * last + busy) + impossible

@@ -24,17 +24,12 @@ from jaxtyping import Array, Float
 
 from watos_jax.hardware import Die
 from watos_jax.model import Transformer
-from watos_jax.operators.features import (
-    Features,
-    attention_box,
-    attention_features,
-    product_box,
-    product_features,
-)
+from watos_jax.operators.features import Features, attention_features, product_features
 from watos_jax.operators.mapping import Ratios
 from watos_jax.relax import Relaxation
 from watos_jax.units import Scalar
 from watos_jax.workload import Attention, Matmuls, families
+from watos_jax.xla import fence
 
 FOLDER: Final = Path(__file__).parent / "weights"
 """Where the shipped weights and their manifest lie."""
@@ -72,7 +67,7 @@ class Trained(NamedTuple):
         parameters: of `Network`.
         mean: of each feature.
         scale: standard deviation of each feature.
-        low: smallest logarithm that training covered, of each column of `product_box` or `attention_box`.
+        low: smallest logarithm that training covered, of each column of `PRODUCT_BOX` or `ATTENTION_BOX`.
         high: largest one.
     """
 
@@ -98,10 +93,10 @@ def predicted(
         gradient_bytes: bytes of an accumulated gradient element.
         relax: hard or smooth ceilings.
     """
+    shapes, core = fence((shapes, core), die.core.clock)  # else every candidate of a closed form computes them again
 
     def some(shapes: Matmuls) -> Ratios:
-        features = product_features(die, shapes, gradient_bytes, relax)
-        return ratios(load("products"), features, product_box(die, shapes, gradient_bytes))
+        return ratios(load("products"), product_features(die, shapes, gradient_bytes, relax))
 
     def none(shapes: Matmuls) -> Ratios:
         one = jnp.ones_like(shapes.rows)
@@ -115,18 +110,18 @@ def predicted(
         parts.append(jax.lax.cond(there, some, none, family))
     back = [order.index(n) for n in range(len(order))]
     products = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[np.array(back)], *parts)
-    return products, ratios(load("attention"), attention_features(die, core, relax), attention_box(die, core))
+    return products, ratios(load("attention"), attention_features(die, core, relax))
 
 
-def ratios(trained: Trained, features: Features, box: Float[Array, "*ops columns"]) -> Ratios:
+def ratios(trained: Trained, features: Features) -> Ratios:
     """Apply a network where it was trained, and 1 elsewhere.
 
     Args:
         trained: the network.
-        features: its inputs.
-        box: logarithms of sizes and resources.
+        features: its inputs, of which the first state the range.
     """
-    mean, scale, low, high = (jnp.reshape(a, (1,) * (box.ndim - 1) + (-1,)) for a in trained[1:])
+    mean, scale, low, high = (jnp.reshape(a, (1,) * (features.ndim - 1) + (-1,)) for a in trained[1:])
+    box = features[..., : low.shape[-1]]
     inside = jnp.all((box >= low - ROUNDING) & (box <= high + ROUNDING), axis=-1)
     logs = apply(trained.parameters, (features - mean) / scale)
     each = jnp.exp(jnp.where(inside[..., None], logs, 0.0))

@@ -25,6 +25,8 @@ from watos_jax.sweeps.checks import as_list, as_table, at_most, check_keys, choi
 from watos_jax.sweeps.metrics import METRICS
 
 Record = TypeVar("Record")
+FIDELITIES: Final = ("roofline", "predictor")
+"""Operator models that a sweep may use."""
 ROWS: Final = ("none", "feasible", "all")
 """Which rows a sweep may keep besides its answers."""
 GROUPS: Final = ("wafer", "technology", "model", "die_rows", "die_cols")
@@ -180,6 +182,7 @@ class Space:
             them, drawn with replacement; all where None.
         seed: of the random points.
         precision: 32 or 64 bits.
+        fidelity: operator model, "roofline" or "predictor"; the mapper is for answers, not for sweeps.
 
     A mapping in place of a list of records gives them names.
     """
@@ -192,6 +195,7 @@ class Space:
     samples: Any = None
     seed: Any = 0
     precision: Any = 32
+    fidelity: Any = "roofline"
 
     def __post_init__(self) -> None:
         wafers = _records("wafers", self.wafers, Wafer, presets.wafers.get)
@@ -207,6 +211,8 @@ class Space:
             _check_axis(name, values, next(iter(wafers.values())), next(iter(models.values())))
         if self.precision not in (32, 64):
             raise ValueError(f"precision is {self.precision!r}: it must be 32 or 64")
+        if self.fidelity not in FIDELITIES:
+            raise ValueError(f"fidelity is {self.fidelity!r}: it must be one of {', '.join(FIDELITIES)}")
         if self.samples is not None and (not isinstance(self.samples, int) or not 1 <= self.samples < 2**62):
             raise ValueError(f"samples is {self.samples!r}: it must be a whole number, at least 1")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
@@ -225,6 +231,7 @@ class Space:
         described = {
             "version": version("watos_jax"),
             "precision": self.precision,
+            "fidelity": self.fidelity,
             "samples": self.samples,
             "seed": self.seed,
             "wafers": {name: {**_plain(wafer), "packing": wafer.packing} for name, wafer in self.wafers.items()},

@@ -151,6 +151,7 @@ def tile_shape(plan: Plan, cell: Cell, chunk: int) -> tuple[int, int]:
 class _Kernel(NamedTuple):
     # everything static: one compilation each
     keep: Keep
+    fidelity: Any
     hardware: int
     strategies: int
     tiles: int
@@ -217,6 +218,7 @@ class _Runner:
         keep = plan.keep
         return _Kernel(
             replace(keep, per=(), rows="none" if keep.rows == "none" else "all"),  # the host does the rest
+            plan.space.fidelity,
             *shape,
             -(-self._most_tiles(shape, cell) // self.devices),
             self.devices,
@@ -396,7 +398,7 @@ def _tile(kernel: _Kernel, shared: Any, job: _Job, number: Array) -> reduce.Tile
         return jax.tree.unflatten(kernel.structure, leaves)
 
     def measured(wafer: Any, strategy: Strategy, layout: Layout) -> dict[str, Array]:
-        result = estimate(wafer, model, strategy, layout=layout)
+        result = estimate(wafer, model, strategy, fidelity=kernel.fidelity, layout=layout)
         return {name: jnp.asarray(METRICS[name].of(wafer, result)) for name in kernel.keep.metrics}
 
     def one_hardware(offset: Array) -> dict[str, Array]:
