@@ -15,36 +15,31 @@ exhaustive search can finish.
 """
 
 import argparse
-import json
-import os
-import platform
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={CORES}"
+import harness  # sets the devices before JAX starts
+import jax
+import numpy as np
 
-import jax  # noqa: E402  (devices are counted when jax starts)
-import numpy as np  # noqa: E402
-
-import watos_jax as wj  # noqa: E402
-from watos_jax.baselines.searchers import SEARCHERS, Searcher  # noqa: E402
-from watos_jax.batch import map_chunks  # noqa: E402
-from watos_jax.cli.runtime import CompileClock  # noqa: E402
-from watos_jax.presets import budgets  # noqa: E402
-from watos_jax.search import lattice  # noqa: E402
-from watos_jax.search.bounds import exact_times, tangent  # noqa: E402
-from watos_jax.search.candidates import OPTIONS, candidates  # noqa: E402
-from watos_jax.search.genes import BLOCKS, REPAIRED, GeneSpace  # noqa: E402
-from watos_jax.search.genetic import genetic  # noqa: E402
-from watos_jax.search.run import Run  # noqa: E402
-from watos_jax.units import GIGA, KIB, MM  # noqa: E402
+import watos_jax as wj
+from watos_jax.baselines.searchers import SEARCHERS, Searcher
+from watos_jax.batch import map_chunks
+from watos_jax.cli.runtime import CompileClock
+from watos_jax.presets import budgets, models
+from watos_jax.search import lattice
+from watos_jax.search.bounds import exact_times, tangent
+from watos_jax.search.candidates import OPTIONS, candidates
+from watos_jax.search.genes import BLOCKS, REPAIRED, GeneSpace
+from watos_jax.search.genetic import genetic
+from watos_jax.search.run import Run
+from watos_jax.units import GIGA, KIB, MM
 
 OURS = "co-design"
 BUDGETS = ("default", "narrow", "dense-215")
@@ -59,6 +54,20 @@ WARM = {"genetic": 600, "evosax CMA-ES": 300}
 WARM_OTHERS = 100
 PROOF_TIME = 400.0
 """Seconds for the proof."""
+FLOOR = 1e-5
+"""Least gap of the figure."""
+LINES = {
+    OURS: (harness.COLOURS[7], "-"),
+    "exhaustive": (harness.COLOURS[6], "--"),
+    "random": (harness.COLOURS[4], "--"),
+    "coordinate descent": (harness.COLOURS[5], "--"),
+    "numeric gradient": (harness.COLOURS[1], "--"),
+    "genetic": (harness.COLOURS[1], "-"),
+    "Optuna TPE": (harness.COLOURS[2], "-"),
+    "pymoo GA": (harness.COLOURS[3], "-"),
+    "evosax CMA-ES": (harness.COLOURS[0], "-"),
+}
+"""Colour and dashes of each search."""
 
 
 def narrow() -> tuple[wj.Budget, wj.Options]:
@@ -162,6 +171,13 @@ def evosax_cma_es(run: Run, seed: int, *, population: int = 128) -> None:
             best, stalled = min(best, merits.min()), 0 if merits.min() < best else stalled + 1
 
 
+PACKAGES = {
+    "Optuna TPE": ("optuna", optuna_tpe),
+    "pymoo GA": ("pymoo", pymoo_ga),
+    "evosax CMA-ES": ("evosax", evosax_cma_es),
+}
+
+
 def _genes(space: GeneSpace) -> list[tuple[str, int]]:
     return list(zip(space.names, space.sizes.tolist(), strict=True))
 
@@ -200,49 +216,47 @@ def co_design(on: Course, run: Run, seed: int) -> None:
 
 
 def others() -> dict[str, Searcher]:
-    """All but ours."""
-    named = {"genetic": genetic, "Optuna TPE": optuna_tpe, "pymoo GA": pymoo_ga, "evosax CMA-ES": evosax_cma_es}
-    return SEARCHERS | named
+    """All but ours; those of other packages where they are installed."""
+    installed = {name: search for name, (package, search) in PACKAGES.items() if find_spec(package)}
+    return SEARCHERS | {"genetic": genetic} | installed
 
 
-def race(on: Course, seeds: int, time_limit: float, clock: Callable[[], float], chosen: Sequence[str]) -> dict:
+def race(on: Course, seeds: int, time_limit: float, clock: Callable[[], float], say: Callable[[str], None]) -> dict:
     """Every search with every seed; those that draw nothing once."""
     report: dict[str, list[dict]] = {}
     warm(on.space)
     for name, search in {OURS: partial(co_design, on), **others()}.items():
-        if chosen and name not in chosen:
-            continue
         if name != OURS:
             search(Run(on.space, max_evaluations=WARM.get(name, WARM_OTHERS)), seeds)
+        report[name] = []
         for seed in range(1 if name in (OURS, "exhaustive") else seeds):
             run = Run(on.space, time_limit=time_limit, clock=clock, spent=0.0 if name == OURS else on.spent)
             with CompileClock() as compiling:
                 search(run, seed)
-            traces = [run.trace]
-            if name != OURS and run.evaluations < EVALUATIONS[0] and name != "exhaustive":
+            longer = None
+            if name not in (OURS, "exhaustive") and run.evaluations < EVALUATIONS[0]:
                 longer = Run(on.space, time_limit=OVERTIME * time_limit, max_evaluations=EVALUATIONS[0], clock=clock)
                 search(longer, seed)
-                traces.append(longer.trace)
-            report.setdefault(name, []).append(
+            found = replayed(on, run.trace.improvements)
+            report[name].append(
                 {
                     "seed": seed,
                     "compile_time": compiling.time,
-                    "evaluations": traces[0].evaluations,
-                    "time": traces[0].time,
-                    "improvements": replayed(on, traces[0].improvements),
-                    "longer": replayed(on, traces[1].improvements) if len(traces) > 1 else None,
+                    "evaluations": run.evaluations,
+                    "time": run.time,
+                    "improvements": found,
+                    "longer": None if longer is None else replayed(on, longer.trace.improvements),
                 }
             )
-            last = report[name][-1]["improvements"]
-            found = f"{last[-1][2] / on.design.certificate.lower_bound - 1:.2%}" if last else "nothing that fits"
-            print(f"  {name:20} seed {seed}: {found}, {run.evaluations:,} evaluations, {run.time:.1f} s", flush=True)
+            gap = f"{found[-1][2] / on.design.certificate.lower_bound - 1:.2%}" if found else "nothing that fits"
+            say(f"  {name:20} seed {seed}: {gap}, {run.evaluations:,} evaluations, {run.time:.1f} s")
     return report
 
 
 def warm(space: GeneSpace) -> None:
     """Compile what all but ours use; each compiles its own with a short run."""
     source = np.random.default_rng(0)
-    for count in (*REPAIRED, *(CORES * chunk * calls for chunk, calls in BLOCKS)):
+    for count in (*REPAIRED, *(len(jax.devices()) * chunk * calls for chunk, calls in BLOCKS)):
         Run(space).merits(source.integers(0, space.sizes, (count, len(space.sizes))))
 
 
@@ -284,96 +298,19 @@ def _spread(values: np.ndarray) -> list[float | None]:
     return [float(one) if np.isfinite(one) else None for one in three]
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
-    """Median gap over time and over evaluations, a row for each budget and model; the spread of the seeds shaded."""
-    import matplotlib.pyplot as plt
-
-    rows = report["courses"]
-    figure, axes = plt.subplots(len(rows), 2, figsize=(11, 3.4 * len(rows)), squeeze=False, sharey="row")
-    names = [OURS, *others()]
-    for row, one in zip(axes, rows, strict=True):
-        bound = one["lower_bound"]
-        for axis, column in zip(row, (0, 1), strict=True):
-            for number, name in enumerate(names):
-                entry = one["searches"].get(name, [])
-                knots = sorted({step[column] for seed in entry for step in seed["improvements"]})
-                if not knots:
-                    axis.plot([], [], color=f"C{number}", label=f"{name}: nothing fits")
-                    continue
-                ends = [seed[("time", "evaluations")[column]] for seed in entry]
-                knots = np.array([*knots, max(max(ends), knots[-1])])
-                limit = "seconds" if column == 0 else "evaluations"
-                curves = np.array([[at(seed["improvements"], **{limit: x}) for x in knots] for seed in entry])
-                curves = np.maximum(curves / bound - 1.0, 1e-6)
-                style = {"color": f"C{number}", "linewidth": 2.2 if name == OURS else 1.2, "drawstyle": "steps-post"}
-                middle = np.quantile(curves, 0.5, axis=0, method="nearest")
-                axis.plot(knots, np.where(np.isfinite(middle), middle, np.nan), label=name, **style)
-                low, high = curves.min(axis=0), np.where(np.isfinite(curves.max(axis=0)), curves.max(axis=0), 10.0)
-                if len(entry) > 1:
-                    axis.fill_between(knots, low, high, step="post", color=f"C{number}", alpha=0.12, linewidth=0)
-            axis.set_yscale("log")
-            axis.set_xscale("log")
-            axis.set_ylim(5e-7, 5.0)
-            axis.set_xlabel(f"{report['clock']} time, s" if column == 0 else "evaluations")
-            axis.grid(alpha=0.3)
-        row[0].axvline(report["time_limit"], color="black", linewidth=0.6)
-        row[0].set_xlim(0.05, None)
-        row[0].set_ylabel("gap to the proven bound")
-        row[0].set_title(
-            f"{one['budget']}, {one['model']}: {one['designs']:.1e} designs, bound proven to {one['proven']:.1e}"
-        )
-    axes[0][1].legend(fontsize=7, loc="upper right")
-    figure.tight_layout()
-    figure.savefig(path)
-
-
-def show(report: dict[str, Any]) -> None:
-    """Print the gaps."""
-    for one in report["courses"]:
-        print(f"\n{one['budget']}, {one['model']}: {one['candidates']:,} candidates, {one['designs']:.2e} designs;")
-        print(f"best known {one['best']:.4f} s per step, proven within {one['proven']:.2e}")
-        first = next(iter(one["gaps"].values()))
-        print(f"{'median gap (least, most)':24}" + "".join(f"{name:>26}" for name in first))
-        for name, columns in one["gaps"].items():
-            cells = ["" if c[1] is None else f"{c[1]:.2%} ({c[0]:.2%}, {_percent(c[2])})" for c in columns.values()]
-            print(f"{name:24}" + "".join(f"{cell or '-':>26}" for cell in cells))
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Race, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budgets", nargs="+", default=BUDGETS, choices=["narrow", *budgets.NAMES], metavar="NAME")
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--time", type=float, default=10.0, help="s of each search")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu where other programs use the machine")
-    parser.add_argument("--searches", nargs="+", default=(), metavar="NAME", help="some of the searches")
-    parser.add_argument("--smoke", action="store_true", help="one narrow budget, one seed, two seconds")
-    parser.add_argument("--json", action="store_true", help="print one object and nothing else")
-    parser.add_argument("--out", type=Path, help="folder for the figure and the object")
-    given = parser.parse_args(arguments)
-    if given.smoke:
-        given.budgets, given.models, given.seeds, given.time = ("narrow",), ("llama3-70b",), 1, 2.0
-    clock = CLOCKS[given.clock]
-    report: dict[str, Any] = {
-        "machine": f"{platform.processor() or platform.machine()}, {CORES} cores, {len(jax.devices())} devices",
-        "clock": given.clock,
-        "time_limit": given.time,
-        "seeds": given.seeds,
-        "courses": [],
-    }
-    for budget in given.budgets:
-        for model in given.models:
+def answer(options: argparse.Namespace) -> dict[str, Any]:
+    """Every budget with every model."""
+    if options.smoke:
+        options.budgets, options.models, options.seeds, options.time = ("narrow",), ("llama3-70b",), 1, 2.0
+    clock, courses = CLOCKS[options.clock], []
+    say = (lambda text: None) if options.json else partial(print, flush=True)
+    for budget in options.budgets:
+        for model in options.models:
             on = course(budget, model, clock, PROOF_TIME)
             proof = on.design.certificate
-            if not given.json:
-                print(f"{budget}, {model}: proven within {proof.gap:.2e} in {on.design.wall_time:.0f} s", flush=True)
-            searches = race(on, given.seeds, given.time, clock, given.searches)
-            report["courses"].append(
+            say(f"{budget}, {model}: proven within {proof.gap:.2e} in {on.design.wall_time:.0f} s")
+            searches = race(on, options.seeds, options.time, clock, say)
+            courses.append(
                 {
                     "budget": budget,
                     "model": model,
@@ -383,19 +320,88 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     "best": proof.value,
                     "lower_bound": proof.lower_bound,
                     "proven": proof.gap,
-                    "gaps": {name: gaps(entry, proof.lower_bound, given.time) for name, entry in searches.items()},
+                    "gaps": {name: gaps(entry, proof.lower_bound, options.time) for name, entry in searches.items()},
                     "searches": searches,
                 }
             )
-            if given.out:  # after every course, so that what is cut short is not lost
-                given.out.mkdir(parents=True, exist_ok=True)
-                (given.out / "search_race.json").write_text(json.dumps(report) + "\n")
-                draw(report, given.out / "search_race.svg")
-    if given.json:
-        print(json.dumps(report))
-    else:
-        show(report)
+    limits = {"clock": options.clock, "time_limit": options.time, "seeds": options.seeds}
+    return limits | {"devices": len(jax.devices()), "courses": courses}
+
+
+def draw(record: dict[str, Any], plt: Any) -> Any:
+    """Median gap over time and over evaluations, a row for each budget and model; the spread of the seeds shaded."""
+    rows = record["courses"]
+    figure, axes = plt.subplots(
+        len(rows), 2, figsize=(11, 3.6 * len(rows)), squeeze=False, sharey="row", layout="constrained"
+    )
+    for row, one in zip(axes, rows, strict=True):
+        for axis, limit in zip(row, ("seconds", "evaluations"), strict=True):
+            for name, (colour, dashes) in ((name, LINES[name]) for name in LINES if name in one["searches"]):
+                style = {"color": colour, "ls": dashes, "lw": 2.4 if name == OURS else 1.3, "drawstyle": "steps-post"}
+                curve = _curve(one["searches"][name], limit, one["lower_bound"])
+                if curve is None:
+                    axis.plot([], [], label=f"{name}: nothing fits", **style)
+                    continue
+                knots, low, middle, high = curve
+                axis.plot(knots, middle, label=name, **style)
+                if len(one["searches"][name]) > 1:
+                    axis.fill_between(knots, low, high, step="post", color=colour, alpha=0.12, lw=0)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_ylim(0.7 * FLOOR, 5.0)
+            axis.set_xlabel(f"{record['clock']} time (s)" if limit == "seconds" else "evaluations")
+        row[0].axvline(record["time_limit"], color="black", lw=0.6)
+        row[0].set_xlim(left=0.1)
+        row[1].set_xlim(left=100)
+        row[0].set_ylabel(f"gap to the proven bound (at least {FLOOR:g})")
+        row[0].set_title(f"{one['budget']}, {one['model']}: {one['designs']:.1e} designs")
+        row[1].set_title(f"best proven within {one['proven']:.0e}")
+        row[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _curve(entry: list[dict], limit: str, bound: float) -> tuple[np.ndarray, ...] | None:
+    # where anything changes, and least, median and most of the gaps there; what has nothing yet is at the top
+    number = 0 if limit == "seconds" else 1
+    knots = sorted({step[number] for seed in entry for step in seed["improvements"]})
+    if not knots:
+        return None
+    knots.append(max(*knots, *(seed[("time", "evaluations")[number]] for seed in entry)))
+    values = np.array([[at(seed["improvements"], **{limit: x}) for x in knots] for seed in entry])
+    curves = np.maximum(values / bound - 1.0, FLOOR)
+    middle = np.quantile(curves, 0.5, axis=0, method="nearest")
+    known = np.where(np.isfinite(middle), middle, np.nan)
+    return np.array(knots), curves.min(axis=0), known, np.minimum(curves.max(axis=0), 10.0)
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print the gaps."""
+    for one in record["courses"]:
+        print(f"\n{one['budget']}, {one['model']}: {one['candidates']:,} candidates, {one['designs']:.2e} designs;")
+        print(f"best known {one['best']:.4f} s per step, proven within {one['proven']:.1e}; {record['clock']} time")
+        print(f"{'median gap (least, most)':24}" + "".join(f"{name:>26}" for name in next(iter(one["gaps"].values()))))
+        for name, columns in one["gaps"].items():
+            print(f"{name:24}" + "".join(f"{_cell(*column):>26}" for column in columns.values()))
+
+
+def _cell(low: float | None, middle: float | None, high: float | None) -> str:
+    shown = ["-" if value is None else f"{value:.2%}" for value in (middle, low, high)]
+    return f"{shown[0]} ({shown[1]}, {shown[2]})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = harness.arguments(__doc__ or "")
+    parser.add_argument("--budgets", nargs="+", default=BUDGETS, choices=["narrow", *budgets.NAMES], metavar="NAME")
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=sorted(models.NAMES), metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--time", type=float, default=10.0, metavar="S", help="of each search")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu where other programs use the machine")
+    missing = [package for package, _ in PACKAGES.values() if not find_spec(package)]
+    if missing and not parser.parse_args(arguments).smoke:
+        parser.error(f"{', '.join(missing)} not installed: only a smoke run does without the extra `race`")
+    return harness.run(parser, arguments, answer, show, draw)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
