@@ -233,23 +233,23 @@ def race(on: Course, seeds: int, time_limit: float, clock: Callable[[], float], 
             run = Run(on.space, time_limit=time_limit, clock=clock, spent=0.0 if name == OURS else on.spent)
             with CompileClock() as compiling:
                 search(run, seed)
-            longer = None
-            if name not in (OURS, "exhaustive") and run.evaluations < EVALUATIONS[0]:
+            trace, longer = run.trace, None
+            if name not in (OURS, "exhaustive") and trace.evaluations < EVALUATIONS[0]:
                 longer = Run(on.space, time_limit=OVERTIME * time_limit, max_evaluations=EVALUATIONS[0], clock=clock)
                 search(longer, seed)
-            found = replayed(on, run.trace.improvements)
+            found = replayed(on, trace.improvements)
             report[name].append(
                 {
                     "seed": seed,
                     "compile_time": compiling.time,
-                    "evaluations": run.evaluations,
-                    "time": run.time,
+                    "evaluations": trace.evaluations,
+                    "time": trace.time,
                     "improvements": found,
                     "longer": None if longer is None else replayed(on, longer.trace.improvements),
                 }
             )
             gap = f"{found[-1][2] / on.design.certificate.lower_bound - 1:.2%}" if found else "nothing that fits"
-            say(f"  {name:20} seed {seed}: {gap}, {run.evaluations:,} evaluations, {run.time:.1f} s")
+            say(f"  {name:20} seed {seed}: {gap}, {trace.evaluations:,} evaluations, {trace.time:.1f} s")
     return report
 
 
