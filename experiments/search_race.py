@@ -286,9 +286,10 @@ def gaps(entry: dict, lower_bound: float, time_limit: float) -> dict[str, list[f
         f"{time_limit:g} s": [at(one["improvements"], seconds=time_limit) for one in entry]
     }
     for count in EVALUATIONS:
-        reached = [one for one in entry if one["evaluations"] >= count or one["longer"] is not None]
         columns[f"{count:,}"] = [
-            at(one["improvements"] if one["longer"] is None else one["longer"], evaluations=count) for one in reached
+            at(one["improvements"] if one["evaluations"] >= count else one["longer"], evaluations=count)
+            for one in entry
+            if one["evaluations"] >= count or (one["longer"] is not None and count == EVALUATIONS[0])
         ]
     return {name: _spread(np.array(values) / lower_bound - 1.0) for name, values in columns.items()}
 
@@ -351,11 +352,10 @@ def draw(record: dict[str, Any], plt: Any) -> Any:
             axis.set_ylim(0.7 * FLOOR, 5.0)
             axis.set_xlabel(f"{record['clock']} time (s)" if limit == "seconds" else "evaluations")
         row[0].axvline(record["time_limit"], color="black", lw=0.6)
-        row[0].set_xlim(left=0.1)
         row[1].set_xlim(left=100)
         row[0].set_ylabel(f"gap to the proven bound (at least {FLOOR:g})")
         row[0].set_title(f"{one['budget']}, {one['model']}: {one['designs']:.1e} designs")
-        row[1].set_title(f"best proven within {one['proven']:.0e}")
+        row[1].set_title(f"the best design proven within {one['proven']:.2%}")
         row[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -378,7 +378,7 @@ def show(record: dict[str, Any]) -> None:
     """Print the gaps."""
     for one in record["courses"]:
         print(f"\n{one['budget']}, {one['model']}: {one['candidates']:,} candidates, {one['designs']:.2e} designs;")
-        print(f"best known {one['best']:.4f} s per step, proven within {one['proven']:.1e}; {record['clock']} time")
+        print(f"best known {one['best']:.4f} s per step, proven within {one['proven']:.2%}; {record['clock']} time")
         print(f"{'median gap (least, most)':24}" + "".join(f"{name:>26}" for name in next(iter(one["gaps"].values()))))
         for name, columns in one["gaps"].items():
             print(f"{name:24}" + "".join(f"{_cell(*column):>26}" for column in columns.values()))
