@@ -46,6 +46,7 @@ class Problem:
         self.models = {"llama3-70b": models.LLAMA3_70B, "llama3-8b": models.LLAMA3_8B}
         self.budget, self.options, self.weights = budget, OPTIONS, 7
         self.draws, self.designs, self.checked = 4096, 20, 6
+        self.against, self.technologies, self.time_limit = AGAINST, TECHNOLOGIES, 60.0
         if smoke:
             self.models = {"llama3-8b": models.LLAMA3_8B, "llama2-7b": models.LLAMA2_7B}
             side, coarse = (
@@ -56,6 +57,7 @@ class Problem:
             self.budget = replace(budget, wafer=wafer, step=coarse, die_rows=(2, 2), die_cols=(3, 3))
             self.options = replace(OPTIONS, global_batch_size=32, recompute="full", max_pipeline=8)
             self.weights, self.draws, self.designs, self.checked = 2, 256, 1, 1
+            self.against, self.technologies, self.time_limit = AGAINST[:1], TECHNOLOGIES[:2], 1.0
 
     @property
     def model(self) -> wj.Transformer:
@@ -76,7 +78,7 @@ def place(one: Any) -> str:
 def fronts(problem: Problem) -> dict[str, Any]:
     """Both fronts."""
     found = {}
-    for other in AGAINST:
+    for other in problem.against:
         pair = ("tokens-per-second", other)
         front = wj.pareto(
             problem.model, problem.budget, objectives=pair, options=problem.options, weights=problem.weights
@@ -97,20 +99,20 @@ def models(problem: Problem) -> dict[str, Any]:
     cases = [
         wj.Case(model, problem.budget, options=problem.options, name=name) for name, model in problem.models.items()
     ]
-    return _compromise(cases, "geometric")
+    return _compromise(cases, "geometric", problem.time_limit)
 
 
 def technologies(problem: Problem) -> dict[str, Any]:
     """One wafer that is made in any of three technologies."""
     cases = []
-    for name in TECHNOLOGIES:
+    for name in problem.technologies:
         wafer = replace(problem.budget.wafer, technology=wj.presets.technologies.NAMES[name])
         cases.append(wj.Case(problem.model, replace(problem.budget, wafer=wafer), options=problem.options, name=name))
-    return _compromise(cases, "worst")
+    return _compromise(cases, "worst", problem.time_limit)
 
 
-def _compromise(cases: list[wj.Case], mean: str) -> dict[str, Any]:
-    found = wj.compromise(cases, mean=mean)
+def _compromise(cases: list[wj.Case], mean: str, time_limit: float) -> dict[str, Any]:
+    found = wj.compromise(cases, mean=mean, time_limit=time_limit)
     return {
         "mean": mean,
         "cases": [case.name for case in cases],
@@ -178,7 +180,7 @@ def draw(report: dict[str, Any], plt: Any) -> Any:
     axes = np.atleast_1d(axes)
     for axis, (name, front) in zip(axes, shown[0], strict=False):
         rates = np.array(front["rates"])
-        axis.step(rates[:, 0], rates[:, 1], where="pre", linewidth=0.8)
+        axis.step(rates[:, 0], rates[:, 1], where="post", linewidth=0.8)
         axis.plot(rates[:, 0], rates[:, 1], "o", markersize=3)
         axis.set_xlabel("tokens per second")
         axis.set_ylabel(name.replace("-", " "))
@@ -188,11 +190,12 @@ def draw(report: dict[str, Any], plt: Any) -> Any:
         at = np.arange(len(order))
         for offset, name, label in ((-0.2, "fits", "fits"), (0.2, "wins", "is the best of the pool")):
             axis.bar(at + offset, [part["pool"][i][name] for i in order], 0.4, label=label)
-        axis.set_xticks(at, ["nominal" if i == 0 else f"{i}" for i in order], rotation=60, fontsize=8)
-        axis.set_xlabel("design of the pool")
+        axis.set_xticks(at, ["N" if i == 0 else f"{i}" for i in order], fontsize=7)
+        axis.set_xlabel("design of the pool (N: nominal)")
         axis.set_ylabel("share of the draws")
-        axis.set_title(f"{float(scale):g} of the published spread; none fits in {part['none_fits']:.0%}")
-        axis.legend()
+        axis.set_title(f"{float(scale):g} of the spread, none fits: {part['none_fits']:.0%}")
+        axis.set_ylim(0.0, 1.15)
+        axis.legend(loc="upper center", ncols=2)
     figure.tight_layout()
     return figure
 
