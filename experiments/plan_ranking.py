@@ -340,7 +340,7 @@ def draw(record: dict[str, Any], plt: Any) -> Any:
     axes[1].invert_yaxis()
     axes[1].set_xlabel("time over Calculon's, median")
     axes[1].set_xlim(right=1.08 * max(full))
-    axes[1].legend(loc="center right")
+    axes[1].legend(loc="lower right")
     figure.tight_layout()
     return figure
 
