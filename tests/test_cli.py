@@ -280,6 +280,24 @@ def test_codesign_prints_tables(watos, design, monkeypatch):
         assert words in out
 
 
+def test_codesign_scores_the_wafer_again(answer, watos, design, monkeypatch):
+    asked = {}
+
+    def plan(wafer, model, *, options, top, fidelity):
+        asked.update(wafer=wafer, batch=options.global_batch_size, top=top, fidelity=fidelity)
+        slower = replace(design.estimate, fidelity=fidelity)
+        return plans.Plan((plans.Choice(design.strategy, slower),), None, 1, 1)
+
+    monkeypatch.setattr(search, "codesign", returns(design))
+    monkeypatch.setattr("watos_jax.cli.codesign.plan", plan)
+    assert answer("codesign", "llama3-70b")["rescored"] is None and not asked
+    record = answer("codesign", "llama3-70b", "--fidelity", "mapper")
+    assert asked == {"wafer": design.wafer, "batch": 512, "top": 1, "fidelity": "mapper"}
+    assert (record["fidelity"], record["rescored"]["fidelity"]) == ("roofline", "mapper")
+    out = watos("codesign", "llama3-70b", "--fidelity", "mapper")[1]
+    assert "best strategy by this model" in out and re.search(r"operator model +mapper", out)
+
+
 WORDS = [["--budget", "dense-198"], ["--global-batch-size", "1024"], ["--objective", "tokens-per-joule"]]
 WORDS += [["--objective", "tokens-per-dollar", "--prices", "ttm-n7"], ["--gap", "0.02", "--time-limit", "5"]]
 

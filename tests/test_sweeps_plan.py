@@ -19,7 +19,7 @@ SPACE, KEEP = sweeps.declare(TABLE)
     [
         ({"wafer": ["x"]}, "wafer is not known: did you mean wafers"),
         ({"wafers": []}, "wafers is empty: it must name at least one"),
-        ({"wafers": ["watos-config-4"]}, "wafer is 'watos-config-4': it must be one of"),
+        ({"wafers": ["watos-config-9"]}, "wafer is 'watos-config-9': it must be one of"),
         ({"models": [3]}, "models holds 3: it must hold names of presets or Transformer records"),
         ({"wafers": ["watos-config-3", "watos-config-3"]}, "wafers holds 'watos-config-3' twice"),
         (

@@ -94,13 +94,13 @@ def codesign(
         )
         report("shadow prices", 0.0)
         worth = shadow.shadow_prices(design, transformer, chosen)
-        refined = None
+        rescored = None
         if rung != "roofline":
             report(rung, 0.0)
-            refined = plan(design.wafer, transformer, options=options, top=1, fidelity=rung).best
+            rescored = plan(design.wafer, transformer, options=options, top=1, fidelity=rung).best
     record = (
         {"model": model, "budget": budget, "objective_name": objective, "price_list": prices}
-        | design_record(design, worth, refined[0] if refined else None)
+        | design_record(design, worth, rescored[0] if rescored else None)
         | {"compile_time": clock.time}
     )
     if as_json:

@@ -123,7 +123,7 @@ def architecture_record(wafer: Wafer) -> Plain:
     }
 
 
-def design_record(design: Design, prices: ShadowPrices | None = None, refined: Choice | None = None) -> Plain:
+def design_record(design: Design, prices: ShadowPrices | None = None, rescored: Choice | None = None) -> Plain:
     """A co-designed wafer, its strategy and its estimate; areas as fractions of the window, which add up to 1.
 
     `relaxed_step_time` is None where the objective is another than the step time.
@@ -131,7 +131,7 @@ def design_record(design: Design, prices: ShadowPrices | None = None, refined: C
     Args:
         design: the design.
         prices: its shadow prices, if they were asked for.
-        refined: the best strategy of the designed wafer by another operator model, if that was asked for.
+        rescored: the best strategy of the designed wafer by another operator model, if that was asked for.
     """
     fractions = {name: float(part) for name, part in area_fractions(design.wafer).items()}
     fractions["other"] = 1.0 - sum(part for name, part in fractions.items() if name != "other")
@@ -151,7 +151,7 @@ def design_record(design: Design, prices: ShadowPrices | None = None, refined: C
         "certificate": _certificate_record(design),
         "refinement": None if design.refined is None else refinement_record(design.refined),
         "prices": None if prices is None else plain(asdict(prices)),
-        "refined": None if refined is None else estimate_record(design.wafer, refined.strategy, refined.estimate),
+        "rescored": None if rescored is None else estimate_record(design.wafer, rescored.strategy, rescored.estimate),
         "at_bound": design.at_bound,
         "evaluations": design.evaluations,
         "candidates": design.candidates,

@@ -280,9 +280,9 @@ def design_view(title: str, record: Mapping[str, Any], *, every_price: bool = Fa
     """
     prices = record["prices"]
     priced = [] if prices is None else [worth_table(prices), *([prices_table(prices)] if every_price else [])]
-    refined = record["refined"]
-    again = [] if refined is None else [summary_table("The wafer's best strategy by this model", refined)]
-    again += [] if refined is None else [strategy_table(refined)]
+    rescored = record["rescored"]
+    again = [] if rescored is None else [summary_table("The wafer's best strategy by this model", rescored)]
+    again += [] if rescored is None else [strategy_table(rescored)]
     return stacked(
         summary_table(title, record),
         area_table(record),
