@@ -13,23 +13,18 @@ mode is 35 % faster than its plain one where 20 % of the dies failed, and 18 % w
 """
 
 import argparse
-import json
-import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-if "jax" not in sys.modules and "XLA_FLAGS" not in os.environ:  # every core; before JAX starts
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={os.cpu_count()}"
-
+import harness
 import numpy as np
 
 import watos_jax as wj
+from watos_jax.presets import models, wafers
 
-SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.35)
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.35)
 SEEDS = 4
 BATCH = 512
 PAPER = {"dies": 1.35, "links": 1.18}
@@ -94,75 +89,59 @@ def rows(found: dict[str, Any]) -> list[dict[str, float]]:
     return out
 
 
-def draw_figure(record: dict[str, Any], path: Path) -> None:
+def answer(options: argparse.Namespace) -> harness.Answer:
+    model, chosen, shares, seeds = models.LLAMA3_70B, OPTIONS, SHARES, options.seeds
+    machines = {name: wafers.get(wafer) for name, wafer in READINGS.items()}
+    if options.smoke:
+        model, shares, seeds = replace(models.LLAMA2_7B, num_layers=8), (0.0, 0.2), 1
+        chosen = replace(OPTIONS, global_batch_size=16, micro_batch_sizes=1, recompute="none")
+        machines = {"1 TB/s per edge": replace(machines["1 TB/s per edge"], die_rows=2, die_cols=4)}
+    found = {}
+    for kind, name in [("dies", next(iter(machines)))] + [("links", name) for name in machines]:
+        one = sweep(machines[name], model, chosen, kind, shares, seeds)
+        found[f"{kind}, {name}"] = one | {"rows": rows(one), "paper": PAPER[kind]}
+    return {"global_batch_size": int(chosen.global_batch_size), "seeds": seeds, "sweeps": found}
+
+
+def draw(record: harness.Answer, plt: Any) -> Any:
     """Mean, and least to most over seeds, of both."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "watos_jax"
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(record["sweeps"]), figsize=(4.2 * len(record["sweeps"]), 3.8), sharey=True)
-    for axis, (title, found) in zip(np.atleast_1d(axes), record["sweeps"].items(), strict=True):
+    figure, axes = plt.subplots(1, len(record["sweeps"]), figsize=(11, 3.6), sharey=True, squeeze=False)
+    for axis, (title, found) in zip(axes[0], record["sweeps"].items(), strict=True):
         shares = 100 * np.array(found["shares"])
-        for name, color in (("robust", "#2171b5"), ("naive", "#cb181d")):
+        for name, color in zip(("robust", "naive"), harness.COLOURS, strict=False):
             mean, least, most = ([row[f"{name}_{part}"] for row in found["rows"]] for part in ("mean", "least", "most"))
             axis.plot(shares, mean, "o-", color=color, markersize=3, label=name)
             axis.fill_between(shares, least, most, color=color, alpha=0.15, linewidth=0)
         axis.plot(shares, 1 - shares / 100, ":", color="black", linewidth=0.8, label="1 - share")
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel(f"dead {title.split(',')[0]}, %")
-        axis.set_ylim(0, 1.05)
-    np.atleast_1d(axes)[0].set_ylabel("throughput over that of the whole wafer")
-    np.atleast_1d(axes)[0].legend(loc="lower left", fontsize=8)
+        axis.set(title=title, xlabel=f"dead {title.split(',')[0]}, %", ylim=(0, 1.05))
+    axes[0, 0].set_ylabel("throughput over that of the whole wafer")
+    axes[0, 0].legend(loc="lower left", fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def show(record: harness.Answer) -> None:
+    for title, found in record["sweeps"].items():
+        print(f"dead {title}: throughput over {found['tokens_per_second_whole']:,.0f} tokens/s of the whole wafer")
+        print(f"  {'share':>6}  {'robust':>22}  {'naive':>22}  naive fits  robust / naive")
+        for row in found["rows"]:
+            cells = (
+                f"{row[f'{name}_mean']:.3f} ({row[f'{name}_least']:.3f} to {row[f'{name}_most']:.3f})"
+                for name in ("robust", "naive")
+            )
+            gain = "-" if row["gain_where_naive_fits"] is None else f"{row['gain_where_naive_fits']:.3f}"
+            told = f"  (paper {found['paper']:.2f})" if row["share"] == 0.2 else ""
+            print(
+                f"  {row['share']:6.0%}  "
+                + "  ".join(f"{cell:>22}" for cell in cells)
+                + f"  {row['naive_fits']:10.0%}  {gain:>14}{told}"
+            )
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    parser = harness.arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="draws of every share")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--smoke", action="store_true", help="a small wafer, one seed")
-    parser.add_argument("--out", type=Path, help="folder for the figure and the object")
-    given = parser.parse_args(arguments)
-    model, options, shares, seeds = wj.presets.models.LLAMA3_70B, OPTIONS, SHARES, given.seeds
-    machines = {name: wj.presets.wafers.get(wafer) for name, wafer in READINGS.items()}
-    if given.smoke:
-        model, shares, seeds = replace(wj.presets.models.LLAMA2_7B, num_layers=8), (0.0, 0.2), 1
-        options = replace(OPTIONS, global_batch_size=16, micro_batch_sizes=1, recompute="none")
-        machines = {"1 TB/s per edge": replace(machines["1 TB/s per edge"], die_rows=2, die_cols=4)}
-    start, record = time.perf_counter(), {"global_batch_size": BATCH, "seeds": seeds, "paper": PAPER, "sweeps": {}}
-    cases = [("dies", next(iter(machines)))] + [("links", name) for name in machines]
-    for kind, name in cases:
-        found = sweep(machines[name], model, options, kind, shares, seeds)
-        found["rows"] = rows(found)
-        record["sweeps"][f"{kind}, {name}"] = found
-        if not given.json:
-            show(f"dead {kind}, {name}", found, PAPER[kind])
-    record["seconds"] = time.perf_counter() - start
-    if given.out:
-        os.makedirs(given.out, exist_ok=True)
-        (given.out / "faults.json").write_text(json.dumps(record) + "\n")
-        draw_figure(record, given.out / "faults.svg")
-    if given.json:
-        print(json.dumps(record, indent=2))
-    return 0
-
-
-def show(title: str, found: dict[str, Any], paper: float) -> None:
-    print(f"{title}: throughput over that of the whole wafer, {found['tokens_per_second_whole']:,.0f} tokens/s")
-    print(f"  {'share':>6}  {'robust':>22}  {'naive':>22}  naive fits  robust / naive")
-    for row in found["rows"]:
-        cells = (
-            f"{row[f'{name}_mean']:.3f} ({row[f'{name}_least']:.3f} to {row[f'{name}_most']:.3f})"
-            for name in ("robust", "naive")
-        )
-        told = f"  (paper {paper:.2f})" if row["share"] == 0.2 else ""
-        print(
-            f"  {row['share']:6.0%}  " + "  ".join(f"{cell:>22}" for cell in cells) + f"  {row['naive_fits']:10.0%}"
-            f"  {row['gain_where_naive_fits']:14.3f}{told}"
-        )
+    return harness.run(parser, given, answer, show, draw)
 
 
 if __name__ == "__main__":
