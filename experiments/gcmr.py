@@ -1,7 +1,8 @@
 """How fast, and how exact, are the ways of settling recomputation with the wafer's memory shared (GCMR)?
 
 Random problems: times of a level from 1 to 1.4 s, memory from 0.3 to 1.6 of a die, both sorted, so that a level that
-takes longer needs less. Nothing here is a machine; the figures are of the methods.
+takes longer needs less. Nothing here is a machine; the figures are of the methods. Only the last table is of a corner of a
+wafer, three or four stages on 2 x 2 or 2 x 3 dies: levels, helpers and places chosen one after the other, and at once.
 
     python experiments/gcmr.py            # tables
     python experiments/gcmr.py --json     # one JSON object
@@ -14,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 if "jax" not in sys.modules and "XLA_FLAGS" not in os.environ:  # every core; before JAX starts
@@ -23,7 +25,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import watos_jax as wj
 from watos_jax.baselines.binned_memory import least_slowest_in_bins
+from watos_jax.baselines.joint_shipping import least_joint_step
+from watos_jax.presets import models, wafers
 from watos_jax.recompute import choices, least_slowest, least_step, near_least_sum
 
 LEVELS, STAGES, CHUNK = 8, 64, 64
@@ -126,6 +131,45 @@ def step_loss(count: int, stages: int, weight: float) -> dict[str, float]:
     }
 
 
+def joint_case(rng: np.random.Generator) -> tuple[wj.Wafer, wj.Transformer, wj.Strategy, wj.Options]:
+    """A small mesh with too little memory for its first stages, and the options that leave one strategy."""
+    rows, cols, stages = ((2, 2, 3), (2, 2, 4), (2, 3, 3))[rng.integers(3)]
+    # heads and batch that nothing divides leave no other degrees
+    layers = int(rng.integers(2 * stages, 17))
+    model = replace(models.LLAMA2_7B, num_layers=layers, num_attention_heads=31, num_kv_heads=31)
+    link = replace(wafers.WATOS_CONFIG_3.d2d, bandwidth=float(rng.choice((0.1e12, 0.3e12, 1e12))))
+    wafer = replace(wafers.WATOS_CONFIG_3, die_rows=rows, die_cols=cols, d2d=link)
+    strategy = wj.Strategy(pipeline_parallel=stages, global_batch_size=17, optimizer_sharding=0)
+    most, least = (
+        np.asarray(wj.estimate(wafer, model, replace(strategy, recompute=level)).memory)[:stages] for level in (0, 7)
+    )
+    capacity = rng.uniform(least.max(), most.mean())  # what all stages keep does not fit, what none keeps does
+    memory = replace(wafer.die.memory, stack_bytes=capacity / float(wafer.die.memory.num_stacks))
+    options = wj.Options(
+        global_batch_size=17,
+        micro_batch_sizes=1,
+        virtual_stages=1,
+        context_parallel=1,
+        sequence_parallel=1,
+        optimizer_sharding=0,
+        max_pipeline=stages,
+        least_use=stages / (rows * cols),
+    )
+    return replace(wafer, die=replace(wafer.die, memory=memory)), model, strategy, options
+
+
+def joint_loss(count: int) -> dict[str, float]:
+    """How much slower than levels, helpers and places chosen together those chosen one after the other are."""
+    rng, losses, ships = np.random.default_rng(3), [], 0
+    for _ in range(count):
+        wafer, model, strategy, options = joint_case(rng)
+        best = wj.central(wafer, model, options=options).best[0]
+        found = least_joint_step(wafer, model, strategy, known=float(best.step_time))
+        losses.append(float(best.step_time) / found.step_time - 1.0)
+        ships += bool(best.sent.any() or found.shipped.any())
+    return {"cases": count, "ship": ships, "mean": float(np.mean(losses)), "worst": float(np.max(losses))}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -145,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for stages, weight in ((8, 8.0), (8, 128.0), (64, 512.0))
         },
     }
+    record["loss_of_phases"] = joint_loss(2 if options.smoke else 12)
     if options.json:
         print(json.dumps(record, indent=2))
         return 0
@@ -157,6 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("Step time, sum c + weight max c: above the scan with the exact knapsack by, and s that the scan takes")
     for name, loss in record["loss_of_step"].items():
         print(f"  {name:25s}" + "  ".join(f"{word} {value:.2g}" for word, value in loss.items()))
+    loss = record["loss_of_phases"]
+    print(f"Levels, helpers and places one after the other, {loss['cases']} cases, {loss['ship']} ship: slower by")
+    print(f"  mean {loss['mean']:.2%}  worst {loss['worst']:.2%}")
     return 0
 
 

@@ -6,11 +6,14 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
+from watos_jax.baselines.joint_shipping import least_joint_step
 from watos_jax.estimate import estimate
 from watos_jax.network.contention import Network
 from watos_jax.network.geometry import Geometry, devices
 from watos_jax.presets import chips, models, wafers
+from watos_jax.search.central import central
 from watos_jax.search.placed import can_place, placed, score
+from watos_jax.search.space import Options
 from watos_jax.shipping import nearest_first, shipments, shipping_seconds
 from watos_jax.strategy import Strategy
 
@@ -127,3 +130,32 @@ def test_switches_and_single_groups_have_no_order():
     assert not can_place(chips.DGX_A100, Strategy(pipeline_parallel=8, global_batch_size=8))
     assert not can_place(small_mesh(2, 3), Strategy(tensor_rows=2, tensor_cols=3))
     assert can_place(small_mesh(2, 3), Strategy(pipeline_parallel=6, global_batch_size=8))
+
+
+@pytest.mark.slow
+def test_choosing_all_at_once_is_never_slower_and_little_faster_than_one_after_the_other():
+    machine = replace(small_mesh(2, 2), d2d=replace(SLOW, bandwidth=0.5e12))
+    model = replace(models.LLAMA2_7B, num_layers=9, num_attention_heads=31, num_kv_heads=31)
+    strategy = Strategy(pipeline_parallel=3, global_batch_size=17, optimizer_sharding=0)
+    memory = replace(machine.die.memory, stack_bytes=8e9)  # 16 GB a die
+    machine = replace(machine, die=replace(machine.die, memory=memory))
+    options = Options(
+        global_batch_size=17,
+        micro_batch_sizes=1,
+        virtual_stages=1,
+        context_parallel=1,
+        sequence_parallel=1,
+        optimizer_sharding=0,
+        max_pipeline=3,
+        least_use=0.75,
+    )
+    phases = central(machine, model, options=options).best[0]
+    joint = least_joint_step(machine, model, strategy)
+    assert joint.scored > 50 and (joint.shipped.any() or phases.sent.any())
+    assert joint.step_time <= float(phases.step_time) * (1 + 1e-9)
+    assert float(phases.step_time) <= joint.step_time * 1.05
+    # the same way scored by the schedule's own function
+    level = replace(strategy, recompute=joint.level)
+    room = 16e9 - np.asarray(estimate(machine, model, level).memory)[:3]
+    again = score(machine, model, level, joint.order, np.maximum(-room, 0.0), joint.shipped.sum(axis=0))
+    assert float(again.step_time) <= joint.step_time * (1 + 1e-6)
