@@ -1,8 +1,9 @@
 """How fast, and how exact, are the ways of settling recomputation with the wafer's memory shared (GCMR)?
 
 Random problems: times of a level from 1 to 1.4 s, memory from 0.3 to 1.6 of a die, both sorted, so that a level that
-takes longer needs less. Nothing here is a machine; the figures are of the methods. Only the last table is of a corner of a
-wafer, three or four stages on 2 x 2 or 2 x 3 dies: levels, helpers and places chosen one after the other, and at once.
+takes longer needs less. Nothing here is a machine; the figures are of the methods. Only the last table is of a corner
+of a wafer, three or four stages on 2 x 2 or 2 x 3 dies: levels, helpers and places chosen one after the other, and at
+once.
 
     python experiments/gcmr.py            # tables
     python experiments/gcmr.py --json     # one JSON object

@@ -4,7 +4,8 @@ Throughput of GPT-3 175B and DeepSeek-V3 on four wafers of WATOS configuration 3
 best of all strategies at each point: in a mesh of 2 x 2, where all dies of a wafer share the link to a neighbour, and
 under a switch, where every die has a port of its own. Beside it what the best spreads over wafers, and four times what
 one wafer reaches with a quarter of the batch (DeepSeek-V3 does not fit one). WATOS studies links of 1.8 TB/s and 400
-GB/s between wafers (arXiv 2512.12279); read here as one direction of a link, or of a wafer into the switch.
+GB/s between wafers (arXiv 2512.12279); read here as one direction of a link, or of a wafer into the switch. Its figures
+for them are not known to us.
 
     python experiments/several_wafers.py --out experiments/results    # tables, figure, JSON
     python experiments/several_wafers.py --compare                    # also beside the baselines, at 1.8 TB/s

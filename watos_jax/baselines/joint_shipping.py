@@ -73,8 +73,8 @@ def least_joint_step(
     links = sum(min(size - 1, 2) for size in (network.fabrics[0].rows, network.fabrics[0].cols))
     quickest = max(1.0 / (max(links, 1) * float(wafer.d2d.bandwidth)), 1.0 / float(wafer.die.memory.bandwidth))
 
-    def step(both: np.ndarray) -> np.ndarray | np.floating:
-        return (both.sum(axis=-1) + last * both.max(axis=-1)) / float(strategy.virtual_stages)
+    def step(both: np.ndarray) -> np.ndarray:
+        return np.asarray((both.sum(axis=-1) + last * both.max(axis=-1)) / float(strategy.virtual_stages))
 
     best, scored = Joint(known, np.zeros(count, int), np.arange(count), nothing, 0), 0
     for order in _orders(network, geometry):
