@@ -21,7 +21,7 @@ from watos_jax.cli.presets import KINDS
 from watos_jax.cli.runtime import CompileClock, num_cores
 from watos_jax.report.tables import digits, quantity, seconds
 from watos_jax.search import codesign as search
-from watos_jax.search import lattice, shadow
+from watos_jax.search import lattice, resolved, shadow
 from watos_jax.search import plan as plans
 from watos_jax.search.objective import OBJECTIVES
 from watos_jax.search.space import Options
@@ -157,6 +157,7 @@ def prices(monkeypatch):
         residual=1e-9,
     )
     monkeypatch.setattr(shadow, "shadow_prices", lambda *_: found)
+    monkeypatch.setattr(resolved, "resolved_prices", lambda *_, **__: {})
     return found
 
 
@@ -314,6 +315,28 @@ def test_codesign_prices_what_it_is_asked(answer, watos, design, prices, monkeyp
     for words in ("limit die area +-0.970", "budget clock high +-0.900", r"technology[.]mac_area +[+]0.800"):
         assert re.search(words, out)
     assert "die_gap" not in out
+
+
+def test_codesign_prices_on_both_sides(answer, watos, design, monkeypatch):
+    less = resolved.Side(71.0, 1.6, 1e-5, ("die_rows", "clock", "tensor_rows"))
+    nothing = resolved.Side(float("inf"), float("inf"), None, ())
+    found = {"window": resolved.ResolvedPrice(1.2, less, resolved.Side(69.0, 1.1, 1e-5, ()))}
+    found["dram_capacity"] = resolved.ResolvedPrice(0.0, nothing, resolved.Side(70.0, -0.0, 0.0, ("dram_stacks",)))
+    asked = {}
+    monkeypatch.setattr(search, "codesign", returns(design))
+    monkeypatch.setattr(resolved, "resolved_prices", lambda *_, **options: asked.update(options) or found)
+    assert answer("codesign", "llama3-70b")["resolved_prices"] is None
+    record = answer("codesign", "llama3-70b", "--resolve-prices", "0.05")["resolved_prices"]
+    assert asked["change"] == record["change"] == 0.05
+    assert record["allowances"]["window"]["less"]["changed"] == ["die_rows", "clock", "tensor_rows"]
+    assert record["allowances"]["dram_capacity"]["less"]["value"] is None
+    out = watos("codesign", "llama3-70b", "--resolve-prices", "0.05")[1]
+    for words in (
+        r"local +5 % less +5 % more",
+        r"window +[+]1.200 +[+]1.600 +[+]1.100 +grid, strategy, knobs",
+        r"dram capacity +[+]0.000 +- +[+]0.000 +nothing fits +stacks",
+    ):
+        assert re.search(words, out), words
 
 
 @pytest.mark.parametrize("words", WORDS)
@@ -480,6 +503,7 @@ BAD = [
     (["estimate", "llama3-70b", *WAFER, "--sequence-length", "0"], "--sequence-length is '0'"),
     (["codesign", "llama3-70b", "--sequence-length", "-8"], "--sequence-length is '-8'"),
     (["codesign", "llama3-70b", "--gap", "-1"], "--gap is '-1': it must be a number from 0 to 1,000,000"),
+    (["codesign", "llama3-70b", "--resolve-prices", "2"], "--resolve-prices is '2': it must be a number from 0 to 0.5"),
     (["codesign", "llama3-70b", "--time-limit", "soon"], "--time-limit is 'soon': it must be a number from 0"),
     (["codesign", "llama3-70b", "--global-batch-size", "0.5"], "--global-batch-size is '0.5'"),
     (["codesign", "llama3-70b", "--budget", "defaults"], "--budget is 'defaults'.*did you mean default"),

@@ -12,10 +12,10 @@ from watos_jax.cli.values import choice, model_of, number, one_line, whole
 from watos_jax.operators.fidelity import FIDELITIES
 from watos_jax.presets import budgets
 from watos_jax.presets import prices as price_lists
-from watos_jax.report.records import design_record
+from watos_jax.report.records import design_record, resolved_record
 from watos_jax.report.tables import design_view
 from watos_jax.search import codesign as search
-from watos_jax.search import shadow
+from watos_jax.search import resolved, shadow
 from watos_jax.search.candidates import OPTIONS
 from watos_jax.search.objective import OBJECTIVES
 from watos_jax.search.plan import plan
@@ -33,6 +33,10 @@ def codesign(
     shadow_prices: Annotated[
         bool, typer.Option("--shadow-prices", help="Also show what more of each limit and constant is worth.")
     ] = False,
+    resolve_prices: Annotated[
+        str,
+        typer.Option(metavar="SHARE", help="Search again with so much less and more of each allowance; 0 does not."),
+    ] = "0",
     gap: Annotated[str, typer.Option(metavar="SHARE", help="Proven gap at which to stop; 0 finds the best design.")] = (
         f"{search.GAP:g}"
     ),
@@ -63,6 +67,7 @@ def codesign(
       watos codesign llama3-70b
       watos codesign llama3-70b --objective tokens-per-dollar --prices ttm-n7
       watos codesign llama3-70b --shadow-prices
+      watos codesign llama3-70b --resolve-prices 0.02
       watos codesign llama3-70b --gap 0
       watos codesign llama3-70b --refine
       watos codesign llama3-70b --fidelity predictor
@@ -77,6 +82,7 @@ def codesign(
     goal = OBJECTIVES[choice("--objective", objective, OBJECTIVES)]
     goal = replace(goal, prices=price_lists.NAMES[choice("--prices", prices, price_lists.NAMES)])
     most, seconds = number("--gap", gap, high=1e6), number("--time-limit", time_limit, high=1e6)
+    share = number("--resolve-prices", resolve_prices, high=0.5)
     chosen = budgets.NAMES[choice("--budget", budget, budgets.NAMES)]
     rung: Any = choice("--fidelity", fidelity, FIDELITIES)
     transformer = model_of(model, sequence_length)
@@ -94,6 +100,11 @@ def codesign(
         )
         report("shadow prices", 0.0)
         worth = shadow.shadow_prices(design, transformer, chosen)
+        again = (
+            resolved.resolved_prices(design, transformer, chosen, change=share, options=options, progress=report)
+            if share
+            else None
+        )
         rescored = None
         if rung != "roofline":
             report(rung, 0.0)
@@ -101,7 +112,7 @@ def codesign(
     record = (
         {"model": model, "budget": budget, "objective_name": objective, "price_list": prices}
         | design_record(design, worth, rescored[0] if rescored else None)
-        | {"compile_time": clock.time}
+        | {"resolved_prices": resolved_record(again, share), "compile_time": clock.time}
     )
     if as_json:
         return json.dumps(record, indent=2, allow_nan=False)

@@ -58,7 +58,7 @@ def number(option: str, value: str, *, high: float) -> float:
     """
     if re.fullmatch(r"[+]?([0-9]{1,20}[.]?[0-9]{0,20}|[.][0-9]{1,20})(e-?[0-9]{1,2})?", value) and float(value) <= high:
         return float(value)
-    raise ValueError(f"{option} is {shown(value)}: it must be a number from 0 to {high:,.0f}")
+    raise ValueError(f"{option} is {shown(value)}: it must be a number from 0 to {high:,.{0 if high >= 1.0 else 1}f}")
 
 
 def choice(option: str, value: str, names: Iterable[str], *, otherwise: str = "") -> str:

@@ -20,6 +20,7 @@ from watos_jax.report.megatron import megatron_arguments
 from watos_jax.search.codesign import Design
 from watos_jax.search.plan import Choice, Plan
 from watos_jax.search.refine import Refined
+from watos_jax.search.resolved import ResolvedPrice
 from watos_jax.search.shadow import ShadowPrices
 from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, TENSOR_COLLECTIVES, Strategy
 
@@ -203,6 +204,18 @@ def refinement_record(refined: Refined) -> Plain:
         "rounds": refined.rounds,
         "wall_time": refined.wall_time,
     }
+
+
+def resolved_record(prices: Mapping[str, ResolvedPrice] | None, change: float) -> Plain | None:
+    """Prices by searching again, with the share by which allowances were changed; None where there are none.
+
+    Args:
+        prices: by allowance.
+        change: the share.
+    """
+    if prices is None:
+        return None
+    return {"change": change, "allowances": {name: plain(asdict(price)) for name, price in prices.items()}}
 
 
 def plan_record(system: System | Wafer, model: Transformer, plan: Plan) -> Plain:

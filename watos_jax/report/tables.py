@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from watos_jax.report.records import CODES
+from watos_jax.strategy import Strategy
 from watos_jax.units import GIGA, KIB, MM
 
 PRICED: Final = 12
@@ -250,6 +251,31 @@ def worth_table(prices: Mapping[str, Any]) -> Table:
     return table("Worth, in per cent of the objective", ("", "there is", "of one more", "of 1 % more"), rows, words=2)
 
 
+def resolved_table(resolved: Mapping[str, Any]) -> Table:
+    """The local price of each allowance beside the slopes of whole searches with less and with more of it."""
+    change = f"{100.0 * resolved['change']:g} %"
+    rows = []
+    for name, price in resolved["allowances"].items():
+        sides = [price[side] for side in ("less", "more")]
+        slopes = ("-" if side["one_percent"] is None else f"{side['one_percent'] + 0.0:+.3f}" for side in sides)
+        changed = (", ".join(_kinds(side["changed"])) if side["value"] else "nothing fits" for side in sides)
+        rows.append((name.replace("_", " "), f"{price['local'] + 0.0:+.3f}", *slopes, *changed))
+    headings = ("", "local", f"{change} less", f"{change} more", "less changes", "more changes")
+    return table("Worth of 1 % more, per cent, by searching again", headings, rows)
+
+
+def _kinds(changed: Sequence[str]) -> list[str]:
+    # what kind of choice each changed name is
+    kinds = {
+        "grid": {"die_rows", "die_cols"},
+        "edges": {"horizontal_sides", "vertical_sides"},
+        "stacks": {"dram_stacks"},
+        "strategy": set(Strategy.__dataclass_fields__),
+    }
+    found = [kind for kind, names in kinds.items() if names & set(changed)]
+    return found + ["knobs"] * bool(set(changed) - set().union(*kinds.values()))
+
+
 def prices_table(prices: Mapping[str, Any]) -> Table:
     """What one per cent more of each limit and of the strongest constants does to the objective, per cent."""
     rows = [(f"limit {name.replace('_', ' ')}", f"{-value:+.3f}") for name, value in prices["limits"].items()]
@@ -280,6 +306,7 @@ def design_view(title: str, record: Mapping[str, Any], *, every_price: bool = Fa
     """
     prices = record["prices"]
     priced = [] if prices is None else [worth_table(prices), *([prices_table(prices)] if every_price else [])]
+    priced += [resolved_table(record["resolved_prices"])] if record["resolved_prices"] is not None else []
     rescored = record["rescored"]
     again = [] if rescored is None else [summary_table("The wafer's best strategy by this model", rescored)]
     again += [] if rescored is None else [strategy_table(rescored)]
