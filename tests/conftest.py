@@ -5,6 +5,7 @@ The suite runs in float64; `WATOS_JAX_TEST_PRECISION=32` runs it in float32 and 
 
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import platformdirs
 import pytest
+
+from watos_jax import programs
 
 PRECISION = os.environ.get("WATOS_JAX_TEST_PRECISION", "64")
 
@@ -50,6 +53,13 @@ def pytest_xdist_make_scheduler(config, log):
 def eps() -> float:
     """Relative spacing of the floats that the suite runs in: tolerances are multiples of it."""
     return float(jnp.finfo(jnp.result_type(float)).eps)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    # a command that ran in this process keeps programs, which tests that replace a function must not read
+    yield
+    programs.keep_in(None)
 
 
 def _cache_compilations() -> None:

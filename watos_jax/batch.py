@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from watos_jax import programs
 from watos_jax.xla import compiler_options
 
 CHUNK = 2048
@@ -42,10 +43,12 @@ def map_chunks(
     count = len(jax.tree.leaves(points)[0])
     block = devices * chunk * chunks_per_call
     shared, results = _numbers(shared), []
+    run: Callable | None = None
     for start in range(0, count, block):
         rows = np.minimum(np.arange(start, start + block), count - 1)
         taken = _numbers(jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], points))
-        results.append(jax.tree.map(np.asarray, _block(function, chunk, devices)(shared, taken)))
+        run = run or _program(function, chunk, devices, shared, taken)
+        results.append(jax.tree.map(np.asarray, run(shared, taken)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
 
 
@@ -69,6 +72,29 @@ def _mesh(devices: int) -> Mesh:
     return Mesh(np.array(jax.local_devices()[:devices]), ("device",))
 
 
+def _program(function: Callable, chunk: int, devices: int, shared: Any, points: Any) -> Callable:
+    # compiled: a program that is kept from another process, or traced here
+    spread, mesh = _block(function, chunk, devices), _mesh(devices)
+    leaves, structure = jax.tree.flatten((shared, points))
+    count = len(jax.tree.leaves(shared))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("device",)))
+    found = programs.kept(
+        lambda *leaves: spread(*jax.tree.unflatten(structure, leaves)),
+        f"{function.__module__}.{getattr(function, '__qualname__', '<unnamed>')}:{chunk}",
+        (shared, points),
+        tuple(whole if number < count else split for number in range(len(leaves))),
+        compiler_options(),
+    )
+    if found is None:
+        return _compiled(function, chunk, devices)
+    return lambda *args: found(*jax.tree.leaves(args))
+
+
+@cache
+def _compiled(function: Callable, chunk: int, devices: int) -> Callable:
+    return jax.jit(_block(function, chunk, devices), compiler_options=compiler_options())
+
+
 @cache
 def _block(function: Callable, chunk: int, devices: int) -> Callable:
     def on_device(shared: Any, points: Any) -> Any:
@@ -78,5 +104,4 @@ def _block(function: Callable, chunk: int, devices: int) -> Callable:
 
     split = PartitionSpec("device")
     specs = (PartitionSpec(), split)
-    spread = jax.shard_map(on_device, mesh=_mesh(devices), in_specs=specs, out_specs=split, check_vma=False)
-    return jax.jit(spread, compiler_options=compiler_options())
+    return jax.shard_map(on_device, mesh=_mesh(devices), in_specs=specs, out_specs=split, check_vma=False)

@@ -13,6 +13,8 @@ import platformdirs
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from watos_jax import programs
+
 COMPILATION: Final = "/jax/core/compile/"
 """Prefix of JAX's events for tracing, lowering and compiling; a compilation read from the cache is one, too."""
 
@@ -36,6 +38,18 @@ def prepare() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES" not in os.environ:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if jax.config.values["jax_enable_compilation_cache"]:
+        _keep_programs(jax.config.values["jax_compilation_cache_dir"])
+
+
+def _keep_programs(cache_folder: str | None) -> None:
+    # beside compiled code, which may also lie in a store that is no folder
+    if cache_folder is None:
+        return
+    folder = Path(cache_folder) / "programs"
+    with suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        programs.keep_in(folder)
 
 
 def num_cores() -> int:

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from watos_jax import pipeline
 from watos_jax.batch import map_chunks
@@ -27,6 +27,7 @@ from watos_jax.energy import peak_power_per_die
 from watos_jax.estimate import Estimate, estimate
 from watos_jax.fabrication import fabrication_ratios
 from watos_jax.hardware import Budget
+from watos_jax.programs import returned
 from watos_jax.search import lattice
 from watos_jax.search.descend import Point, Shared, log_ratios
 from watos_jax.search.lattice import NAMES, from_array
@@ -64,6 +65,7 @@ Reciprocals = Float[np.ndarray, "*batch reciprocals"]
 Corners = Int[np.ndarray, "boxes axes"]
 
 
+@returned
 class Tangent(NamedTuple):
     """A tangent of the time of one strategy, and what the hard model says at the point where it touches.
 
@@ -162,23 +164,28 @@ def room(budget: Budget, place: tuple[Float[Array, "4"], Float[Array, " knobs"]]
         budget: limits and technology.
         place: (rows of dies, columns, horizontal and vertical sides with memory), and knobs, whose cores are ignored.
     """
-    (die_rows, die_cols, *sides), knobs = place
-    rows, cols = _COLUMN["core_rows"], _COLUMN["core_cols"]
-
-    def most_used(cores: Scalar) -> Scalar:
-        wafer = budget.build(from_array(knobs.at[rows].set(cores).at[cols].set(1.0)), die_rows, die_cols, tuple(sides))
-        area = wafer.die.width * wafer.die.height
-        density = peak_power_per_die(wafer) / (area * wafer.power_density_limit)
-        return jnp.max(jnp.stack([density, *fabrication_ratios(wafer).values()]))
 
     def halve(_: Array, ends: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
         low, high = ends
         middle = jnp.ceil(0.5 * (low + high))
-        there = most_used(middle) <= 1.0 + SLACK
+        there = _fits(budget, place, middle)
         return jnp.where(there, middle, low), jnp.where(there, high, middle - 1.0)
 
     most = jnp.floor(budget.high.core_rows * budget.high.core_cols)
     return jax.lax.fori_loop(0, 20, halve, (jnp.zeros_like(most), most))[0]
+
+
+def has_room(budget: Budget, place: tuple[Float[Array, "4"], Float[Array, " knobs"]]) -> Bool[Array, ""]:
+    """Whether `room` is above 0: whether one core fits."""
+    return _fits(budget, place, jnp.ones(()))
+
+
+def _fits(budget: Budget, place: tuple[Float[Array, "4"], Float[Array, " knobs"]], cores: Scalar) -> Bool[Array, ""]:
+    (die_rows, die_cols, *sides), knobs = place
+    shape = knobs.at[_COLUMN["core_rows"]].set(cores).at[_COLUMN["core_cols"]].set(1.0)
+    wafer = budget.build(from_array(shape), die_rows, die_cols, tuple(sides))
+    density = peak_power_per_die(wafer) / (wafer.die.width * wafer.die.height * wafer.power_density_limit)
+    return jnp.max(jnp.stack([density, *fabrication_ratios(wafer).values()])) <= 1.0 + SLACK
 
 
 class Boxes(NamedTuple):
@@ -272,7 +279,9 @@ class Grids:
         knobs = np.repeat(lattice.values_at(self.budget, np.zeros((1, len(NAMES)), int)), len(size), axis=0)
         knobs[:, _DIE] = size
         count = len(self.grids)
-        fits = self._room(np.repeat(np.arange(count), len(size)), np.tile(knobs, (count, 1))) > 0.0
+        places = np.repeat(self.grids, len(size), axis=0), np.tile(knobs, (count, 1))
+        self.points += len(places[0])
+        fits = map_chunks(has_room, self.budget, places)
         found = []
         for there in fits.reshape(count, len(width), len(height)):
             tallest = np.where(there.any(axis=1), len(height) - 1 - there[:, ::-1].argmax(axis=1), -1)

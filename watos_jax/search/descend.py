@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from watos_jax.estimate import estimate
 from watos_jax.hardware import Budget
 from watos_jax.model import Transformer
+from watos_jax.programs import returned
 from watos_jax.relax import HARD, Relaxation, Smooth
 from watos_jax.search.lattice import from_array, to_array
 from watos_jax.search.objective import Objective
@@ -72,6 +73,7 @@ class Shared(NamedTuple):
     layouts: Layout
 
 
+@returned
 class Score(NamedTuple):
     """Objective of a point, and log(use / allowance) of its worst limit; above 0 it does not fit."""
 

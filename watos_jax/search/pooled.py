@@ -36,6 +36,7 @@ from watos_jax import pipeline
 from watos_jax.batch import map_chunks
 from watos_jax.estimate import ROUNDING, Estimate, estimate
 from watos_jax.network.bounds import neighbours
+from watos_jax.programs import returned
 from watos_jax.search import lattice
 from watos_jax.search.bounds import (
     AXES,
@@ -66,6 +67,7 @@ CHUNKS_PER_CALL: Final = 4
 _STACKS: Final = AXES.index("dram_stacks")
 
 
+@returned
 class Lower(NamedTuple):
     """Lower bounds of the pooled time of one strategy.
 

@@ -171,8 +171,9 @@ class _Local:
 def _built(shared: Shared, point: Point) -> tuple[Wafer, Knobs, tuple[int, int]]:
     candidate = jax.tree.map(lambda leaf: float(leaf[0]), point.candidate)
     knobs = jax.tree.map(float, lattice.from_array(np.asarray(point.knobs[0], float)))
-    sides = int(candidate.horizontal_sides), int(candidate.vertical_sides)
-    return shared.budget.build(knobs, candidate.die_rows, candidate.die_cols, sides), knobs, sides
+    sides = candidate.horizontal_sides, candidate.vertical_sides
+    wafer = shared.budget.build(knobs, candidate.die_rows, candidate.die_cols, sides)
+    return wafer, knobs, (int(sides[0]), int(sides[1]))
 
 
 def _wafer(shared: Shared, point: Point) -> Wafer:
