@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from watos_jax.baselines.comparison import compare
 from watos_jax.baselines.streamed_wafer import num_wafers, stream_through, streaming_system
 from watos_jax.estimate import estimate
 from watos_jax.hardware import Link, several
+from watos_jax.network.layout import layout, placement_map
 from watos_jax.presets import models, wafers
 from watos_jax.search.space import Options
 from watos_jax.strategy import Strategy
@@ -33,6 +35,21 @@ def test_wafers_are_a_tier_round_the_mesh(count, fabric, grid, bandwidth):
     assert (float(outer.rows), float(outer.cols), float(outer.link.bandwidth)) == (*grid, bandwidth)
     assert float(system.num_dies) == 8 * count and num_wafers(system) == count
     assert system.tiers[0] == WAFER.system.tiers[0] and num_wafers(WAFER) == 1
+
+
+def test_experts_stay_on_a_wafer_where_all_replicas_of_its_stages_fit():
+    system = several(WAFER, 4, Link(bandwidth=1e11))
+    spread = Strategy(pipeline_parallel=8, data_parallel=4, expert_parallel=4, global_batch_size=32)
+    found = layout(system, spread)
+    assert found.expert.volume[1] == found.data.volume[1] == 0.0 < found.expert.volume[0]
+    assert np.flatnonzero(found.pipeline_volume[:, 1]).tolist() == [1, 3, 5]  # two stages a wafer
+    rows = placement_map(system, spread).reshape(4, -1)
+    assert [sorted({int(s) % 8 for s in wafer}) for wafer in rows] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    # without experts a replica has a wafer of its own, and with more replicas than fit experts span wafers
+    whole = layout(system, replace(spread, expert_parallel=1))
+    assert whole.data.volume[1] > 0.0 and not whole.pipeline_volume[:, 1].any()
+    many = layout(system, Strategy(pipeline_parallel=2, data_parallel=16, expert_parallel=16, global_batch_size=32))
+    assert many.expert.volume[1] > 0.0
 
 
 def test_wrong_wafers_are_refused():

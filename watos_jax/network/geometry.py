@@ -5,7 +5,8 @@ left over idle, rectangles are not rotated), ordered as a serpentine: along the 
 the second. Rectangle `(replica * pipeline + stage) * context + part` of that order holds a part of a stage, so
 that consecutive stages are neighbours. Where such a mesh is one of several (wafers under a switch), a wafer is
 filled with whole replicas if at least one fits, as evenly as their number divides; else stages run on from wafer
-to wafer.
+to wafer. Where experts would then be spread over wafers, and all replicas of a few stages fit one, each wafer holds as
+many stages of all replicas.
 
 On a mesh with damage rectangles are laid on living dies (`tiling`), in the order of a serpentine over their corners.
 
@@ -149,14 +150,19 @@ def _slots(network: Network, geometry: Geometry, per_mesh: int) -> np.ndarray:
     """Rectangle of the whole system that each (replica, stage, part) takes, counted through the meshes."""
     slots = np.arange(geometry.slots)
     meshes = network.num_devices // network.fabrics[0].num_nodes
+    if meshes == 1:
+        return slots
     replica = geometry.pipeline * geometry.context
     together = min(per_mesh // replica, geometry.data)
-    if meshes == 1 or together == 0:
-        return slots
     even = [q for q in range(1, together + 1) if geometry.data % q == 0 and geometry.data // q <= meshes]
-    if even:
-        together = even[-1]
-    if together * meshes < geometry.data:
+    together = even[-1] if even else together
+    whole = together * meshes >= geometry.data
+    apart = geometry.expert > 1 and not (whole and together * geometry.context % geometry.expert == 0)
+    each = -(-geometry.pipeline // meshes)
+    if apart and each * geometry.data * geometry.context <= per_mesh:
+        copy, stage, part = np.unravel_index(slots, (geometry.data, geometry.pipeline, geometry.context))
+        return stage // each * per_mesh + (copy * each + stage % each) * geometry.context + part
+    if not whole:
         return slots
     mesh, place = np.divmod(slots, together * replica)
     return mesh * per_mesh + place

@@ -109,7 +109,9 @@ def layout_of(
         max_stages = padded(geometry.pipeline)
     if max_stages < geometry.pipeline:
         raise ValueError(f"max_stages is {max_stages}: it must be at least the {geometry.pipeline} pipeline stages")
-    place = geometry._replace(expert=1, interleaved=False, tensor_collective=0)
+    # of several wafers experts decide how they are filled
+    expert = 1 if network.num_tiers == 1 else geometry.expert
+    place = geometry._replace(expert=expert, interleaved=False, tensor_collective=0)
     boundaries = geometry.pipeline - 1 + geometry.interleaved if geometry.pipeline > 1 else 0
     parts = (
         _tensor(network, place, order, geometry.tensor_collective),
