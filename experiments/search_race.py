@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -150,14 +150,20 @@ def pymoo_ga(run: Run, seed: int, *, population: int = 100) -> None:
             best, stalled = min(best, merits.min()), 0 if merits.min() < best else stalled + 1
 
 
-def evosax_cma_es(run: Run, seed: int, *, population: int = 128) -> None:
-    """CMA-ES on ranks scaled to 0..1 and rounded, begun anew when nothing changes for 100 generations."""
+@cache
+def _cma_es(population: int, genes: int) -> tuple[Any, Callable, Callable]:
+    # compiled once for all seeds
     from evosax.algorithms import CMA_ES
 
+    strategy = CMA_ES(population_size=population, solution=np.zeros(genes))
+    return strategy, jax.jit(strategy.ask), jax.jit(strategy.tell)
+
+
+def evosax_cma_es(run: Run, seed: int, *, population: int = 128) -> None:
+    """CMA-ES on ranks scaled to 0..1 and rounded, begun anew when nothing changes for 100 generations."""
     space, source = run.space, np.random.default_rng(seed)
-    strategy = CMA_ES(population_size=population, solution=np.zeros(len(space.sizes)))
-    settings = strategy.default_params.replace(std_init=0.2)
-    ask, tell, key = jax.jit(strategy.ask), jax.jit(strategy.tell), jax.random.key(seed)
+    strategy, ask, tell = _cma_es(population, len(space.sizes))
+    settings, key = strategy.default_params.replace(std_init=0.2), jax.random.key(seed)
     while not run.is_over():
         starts = space.starts(source, population)
         mean = (starts[run.merits(starts).argmin()] + 0.5) / space.sizes
@@ -278,7 +284,7 @@ def at(improvements: Sequence[Sequence[float]], *, seconds: float = np.inf, eval
 
 
 def gaps(entry: dict, lower_bound: float, time_limit: float) -> dict[str, list[float | None]]:
-    """Gap of one search at the time limit and at each count of evaluations, least, median and most of the seeds.
+    """Gap of one search at the time limit and at each count of evaluations: least, upper median and most of the seeds.
 
     None where nothing fitted, or where the search had no time for so many evaluations.
     """
@@ -295,7 +301,7 @@ def gaps(entry: dict, lower_bound: float, time_limit: float) -> dict[str, list[f
 
 
 def _spread(values: np.ndarray) -> list[float | None]:
-    three = np.quantile(values, (0.0, 0.5, 1.0), method="nearest") if len(values) else np.full(3, np.inf)
+    three = np.quantile(values, (0.0, 0.5, 1.0), method="higher") if len(values) else np.full(3, np.inf)
     return [float(one) if np.isfinite(one) else None for one in three]
 
 
@@ -369,7 +375,7 @@ def _curve(entry: list[dict], limit: str, bound: float) -> tuple[np.ndarray, ...
     knots.append(max(*knots, *(seed[("time", "evaluations")[number]] for seed in entry)))
     values = np.array([[at(seed["improvements"], **{limit: x}) for x in knots] for seed in entry])
     curves = np.maximum(values / bound - 1.0, FLOOR)
-    middle = np.quantile(curves, 0.5, axis=0, method="nearest")
+    middle = np.quantile(curves, 0.5, axis=0, method="higher")
     known = np.where(np.isfinite(middle), middle, np.nan)
     return np.array(knots), curves.min(axis=0), known, np.minimum(curves.max(axis=0), 10.0)
 
