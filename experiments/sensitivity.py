@@ -108,7 +108,7 @@ def draw(record: dict[str, Any], plt: Any) -> Any:
     rows = record["rows"]
     size = (3.1 * len(SIDES), 2.6 * len(rows) + 0.6)
     figure, axes = plt.subplots(len(rows), len(SIDES), figsize=size, layout="constrained", squeeze=False)
-    for line, (name, by_technology) in zip(axes, rows.items(), strict=True):
+    for number, (line, (name, by_technology)) in enumerate(zip(axes, rows.items(), strict=True), 1):
         sets, readings = list(by_technology), list(next(iter(by_technology.values())))
         for axis, (side, label) in zip(line, SIDES.items(), strict=True):
             first = axis is line[0]
@@ -124,7 +124,7 @@ def draw(record: dict[str, Any], plt: Any) -> Any:
             axis.set_yticks(range(len(sets)), sets if first else [""] * len(sets))
             axis.set_title(f"{name} over\n{label}", fontsize=8)
             axis.grid(visible=False)
-            if line is axes[-1]:
+            if number == len(rows):
                 axis.set_xlabel("TB/s per edge and direction")
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=np.log2([0.5, 0.7, 1.0, 1.4, 2.0]))
     bar.ax.set_yticklabels(["0.5", "0.7", "1", "1.4", "2"])
