@@ -30,7 +30,7 @@ MODELS = ("llama2-30b", "llama3-70b", "gshard-137b", "gpt3-175b")
 READINGS = ("watos-config-3-d2d-half", "watos-config-3", "watos-config-3-d2d-4tb")
 WAFERS = (*READINGS, "watos-config-1", "watos-config-2", "watos-config-4")
 BATCH = 512
-OPTIONS = wj.Options(global_batch_size=BATCH, micro_batch_sizes=(1, 2, 4), context_parallel=1, sequence_parallel=1)
+OPTIONS = wj.Options(global_batch_size=BATCH, context_parallel=1, sequence_parallel=1)
 """What every side may choose from, but for `--every-option`, which also leaves sequence parallelism off."""
 PAPER = {"megatron": 2.74, "weight_streaming": 1.53}
 """Mean ratios of the paper's abstract; whether Megatron ran on the wafer or on GPUs is read both ways."""
