@@ -485,8 +485,8 @@ BAD = [
     (["codesign", "x" * 5000], "MODEL is 'xxx.*[.][.][.]'"),
     (["estimate", "llama3-70b"], "--wafer is missing"),
     (
-        ["estimate", "llama3-70b", "--wafer", "watos-config-4"],
-        "--wafer is 'watos-config-4'.*did you mean watos-config-3",
+        ["estimate", "llama3-70b", "--wafer", "watos-config-5"],
+        "--wafer is 'watos-config-5'.*did you mean watos-config-3",
     ),
     (["estimate", "llama3-70b", "--system", "dgx"], "--system is 'dgx'.*dgx-a100"),
     (["estimate", "llama3-70b", *WAFER, "--system", "dgx-a100"], "--system 'dgx-a100': only one"),
