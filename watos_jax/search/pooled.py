@@ -179,7 +179,8 @@ def _shares(strategy: Strategy, plain: PerStage, extra: Array, memory: Array, ca
 
     def turn(_: Array, state: tuple) -> tuple:
         logs, most, kept = state
-        weights = _weights(strategy, jax.nn.softmax(logs))
+        shares = jnp.exp(logs - jnp.max(logs))
+        weights = _weights(strategy, shares / jnp.sum(shares))
         bound, both = value(weights)
         times = step_times(both)
         logs = logs + jnp.where(exists, RATE * (times / jnp.max(times) - 1.0), 0.0)
