@@ -87,7 +87,7 @@ def test_where_no_die_fits_there_is_no_box():
     ("name", "model", "least"),
     [
         ("default", MODEL, 2_000),
-        ("dense-215", MIXTURE, 2_000),
+        pytest.param("dense-215", MIXTURE, 2_000, marks=pytest.mark.slow),
         *(pytest.param(name, model, 10_000, marks=pytest.mark.slow) for name in BUDGETS for model in (MODEL, MIXTURE)),
     ],
 )
@@ -157,6 +157,7 @@ def test_a_proof_cut_short_says_what_it_has():
     assert proof.gap > 0.0
 
 
+@pytest.mark.slow
 def test_other_objectives_and_hidden_communication_have_no_proof():
     budget = small_budget(0)
     joules = OBJECTIVES["tokens-per-joule"]

@@ -458,7 +458,8 @@ def test_help_of_all(watos):
     assert watos() == (0, out, "")
 
 
-def test_examples_of_the_help_are_accepted(watos, design, planned, prices, monkeypatch):
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_examples_of_the_help_are_accepted(watos, design, planned, prices, monkeypatch, slow):
     monkeypatch.setattr(search, "codesign", returns(design))
     monkeypatch.chdir(CONFIGS)
     for command in COMMANDS:
@@ -466,7 +467,8 @@ def test_examples_of_the_help_are_accepted(watos, design, planned, prices, monke
         examples = re.findall(rf"^    watos ({command}\b.*?)(?: >.*|  .*)?$", text, re.MULTILINE)
         assert len(examples) >= 2
         for example in examples:
-            assert watos(*example.split())[0] == 0, example
+            if ("--fidelity" in example) is slow:  # other operator models compile for long
+                assert watos(*example.split())[0] == 0, example
 
 
 def test_version(watos):
@@ -486,7 +488,7 @@ BAD = [
     (["estimate", "llama3-70b"], "--wafer is missing"),
     (
         ["estimate", "llama3-70b", "--wafer", "watos-config-5"],
-        "--wafer is 'watos-config-5'.*did you mean watos-config-3",
+        "--wafer is 'watos-config-5'.*did you mean watos-config-4",
     ),
     (["estimate", "llama3-70b", "--system", "dgx"], "--system is 'dgx'.*dgx-a100"),
     (["estimate", "llama3-70b", *WAFER, "--system", "dgx-a100"], "--system 'dgx-a100': only one"),

@@ -231,6 +231,7 @@ def test_the_estimate_of_a_wafer(name, relax):
     of_the_estimate(name, relax)
 
 
+@pytest.mark.slow
 def test_the_estimate_of_a_cluster():
     strategy = Strategy(tensor_cols=8, pipeline_parallel=2, data_parallel=2, global_batch_size=16)
     elasticities(numbers, CLUSTER, models.LLAMA3_70B, strategy, layout(CLUSTER, strategy), HARD)

@@ -95,6 +95,7 @@ def small():
     return budget, design, prices
 
 
+@pytest.mark.slow
 def test_a_price_holds_on_one_side_only_where_another_strategy_wins(small):
     _, design, prices = small
     capacity = prices["dram_capacity"]
@@ -105,6 +106,7 @@ def test_a_price_holds_on_one_side_only_where_another_strategy_wins(small):
     assert not capacity.less.same_choice and set(capacity.less.changed) & set(wj.Strategy.__dataclass_fields__)
 
 
+@pytest.mark.slow
 def test_a_local_price_lies_between_the_slopes_on_both_sides(small):
     bandwidth = small[2]["dram_bandwidth"]
     assert bandwidth.less.same_choice and bandwidth.more.same_choice
@@ -126,6 +128,7 @@ def test_prices_searched_again_are_those_of_exhaustive_scans(small):
             assert side.gap == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_search_from_a_design_finds_what_a_search_from_nothing_finds(small, monkeypatch):
     budget, design, _ = small
     again = codesign(MODEL, budget, options=OPTIONS, gap=0.0, start=design)

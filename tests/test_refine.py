@@ -100,7 +100,7 @@ def scheduled(shared: Shared, given: tuple[Point, jax.Array]):
 @pytest.mark.parametrize(
     ("name", "model", "size"),
     [
-        ("default", MODEL, 1_500),
+        pytest.param("default", MODEL, 1_500, marks=pytest.mark.slow),
         pytest.param("default", wj.presets.models.LLAMA3_70B, 20_000, marks=pytest.mark.slow),
         pytest.param("dense-215", MIXTURE, 20_000, marks=pytest.mark.slow),
     ],

@@ -176,6 +176,7 @@ def test_out_of_memory_halves_the_chunk_and_says_so(whole, monkeypatch):
         sweeps.sweep(SPACE, KEEP, chunk=128)
 
 
+@pytest.mark.slow
 def test_a_front_that_outgrows_its_places_is_repeated(whole, monkeypatch):
     monkeypatch.setattr(run, "FRONT", 2)
     said = []
