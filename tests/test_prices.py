@@ -146,7 +146,7 @@ def test_a_search_from_a_design_finds_what_a_search_from_nothing_finds(small, mo
     ("change", "message"),
     [({"allowances": ("gold",)}, "allowances has 'gold': it must be one of window"), ({"change": 0.0}, "change is 0")],
 )
-def test_bad_requests_are_named(small, change, message):
-    budget, design, _ = small
+def test_bad_requests_are_named(change, message):
+    unseen = object.__new__(wj.Design)  # refused before a design is looked at
     with pytest.raises(ValueError, match=message):
-        wj.resolved_prices(design, MODEL, budget, **change)
+        wj.resolved_prices(unseen, MODEL, small_budget(3), **change)
