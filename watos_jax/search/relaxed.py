@@ -17,8 +17,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from watos_jax import programs
 from watos_jax.estimate import estimate
 from watos_jax.hardware import Budget, Knobs, Wafer
 from watos_jax.model import Transformer
@@ -146,7 +148,8 @@ class Problem:
     def along(self, log_knobs: LogKnobs, directions: Directions) -> Linear:
         """Terms at a point, and their slopes along directions in (y, c)."""
         at = jnp.asarray(np.concatenate([log_knobs, self.logs]))
-        found = [_slope()(*self.fixed, at, direction) for direction in directions]
+        program = _program((*self.fixed, at, at))
+        found = [program(*self.fixed, at, direction) for direction in directions]
         terms, slopes = found[0][0], [slope for _, slope in found]
         return Linear(
             {name: float(term) for name, term in terms.items()},
@@ -219,10 +222,25 @@ def _terms(relaxed: Relaxed, layout: Layout, logs: Float[Array, " logs"]) -> dic
     return {VALUE: jnp.log(relaxed.objective.value(built, answer))} | limits
 
 
-@cache
-def _slope() -> Callable:
-    # one program, whatever is asked of it, and one direction at a time: a batch of them takes longer to trace
-    def slope(relaxed: Relaxed, layout: Layout, logs: Array, direction: Array) -> tuple[dict, dict]:
-        return jax.jvp(lambda at: _terms(relaxed, layout, at), (logs,), (direction,))
+def _slope(relaxed: Relaxed, layout: Layout, logs: Array, direction: Array) -> tuple[dict, dict]:
+    # one direction at a time: a batch of them takes longer to trace
+    return jax.jvp(lambda at: _terms(relaxed, layout, at), (logs,), (direction,))
 
-    return jax.jit(slope, compiler_options=compiler_options())
+
+def _program(args: tuple) -> Callable:
+    # compiled: a program that is kept from another process, or traced here
+    leaves, structure = jax.tree.flatten(args)
+    whole = NamedSharding(Mesh(np.array(jax.local_devices()[:1]), ("device",)), PartitionSpec())
+    found = programs.kept(
+        lambda *leaves: _slope(*jax.tree.unflatten(structure, leaves)),
+        f"{__name__}.slope",
+        args,
+        (whole,) * len(leaves),
+        compiler_options(),
+    )
+    return _traced() if found is None else lambda *args: found(*jax.tree.leaves(args))
+
+
+@cache
+def _traced() -> Callable:
+    return jax.jit(_slope, compiler_options=compiler_options())
