@@ -25,7 +25,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import jax  # noqa: E402  (devices are counted when jax starts)
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.sharding import Mesh, PartitionSpec  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 import watos_jax as wj  # noqa: E402
 from watos_jax.workload import MATMULS  # noqa: E402
@@ -53,9 +53,13 @@ def with_gradient(relax: wj.Relaxation, fidelity: str, wafer: wj.Wafer, model: w
     return jax.value_and_grad(partial(full, relax, fidelity), has_aux=True)(wafer, model, row)
 
 
+def mesh() -> Mesh:
+    """All devices in a row."""
+    return Mesh(np.array(jax.devices()), ("device",))
+
+
 def kernel(function: Callable, chunk: int, wafer: Any, model: Any, rows: Any) -> Any:
     """Compile `function` over all rows: chunks in a loop, one loop per device, results summed so that all are used."""
-    mesh = Mesh(np.array(jax.devices()), ("device",))
     split = PartitionSpec("device")
 
     def on_device(wafer: Any, model: Any, rows: Any) -> Any:
@@ -67,7 +71,7 @@ def kernel(function: Callable, chunk: int, wafer: Any, model: Any, rows: Any) ->
         return jax.lax.map(one, chunks)
 
     specs = (PartitionSpec(), PartitionSpec(), split)
-    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    mapped = jax.shard_map(on_device, mesh=mesh(), in_specs=specs, out_specs=split, check_vma=False)
     return jax.jit(mapped, compiler_options=compiler_options()).lower(wafer, model, rows).compile()
 
 
@@ -102,9 +106,8 @@ def elementwise_peak(repeats: int) -> float:
 
         return jax.lax.fori_loop(0, rounds, body, x)
 
-    mesh = Mesh(np.array(jax.devices()), ("device",))
     mapped = jax.shard_map(
-        on_device, mesh=mesh, in_specs=PartitionSpec("device"), out_specs=PartitionSpec("device"), check_vma=False
+        on_device, mesh=mesh(), in_specs=PartitionSpec("device"), out_specs=PartitionSpec("device"), check_vma=False
     )
     x = jnp.ones(size * len(jax.devices()))
     compiled = jax.jit(mapped).lower(x).compile()
@@ -118,7 +121,7 @@ def measure(
     wafer, model = wj.presets.wafers.WATOS_CONFIG_3, wj.presets.models.LLAMA3_70B
     space = wj.strategies(wafer, model)
     to_float32 = partial(jax.tree.map, lambda leaf: jnp.asarray(leaf, jnp.float32))
-    wafer, model = to_float32(wafer), to_float32(model)
+    wafer, model = jax.device_put(to_float32((wafer, model)), NamedSharding(mesh(), PartitionSpec()))
     kinds = {"value": partial(full, wj.HARD, fidelity), "value_and_grad": partial(with_gradient, wj.HARD, fidelity)}
     if smooth:
         relaxed = to_float32(wj.Smooth())
@@ -137,6 +140,7 @@ def measure(
             block = -(-block // (chunk * len(jax.devices()))) * chunk * len(jax.devices())
             index = np.arange(block) % len(space)
             data = to_float32(jax.tree.map(lambda leaf, index=index: leaf[index], (space.strategies, layouts)))
+            data = jax.device_put(data, NamedSharding(mesh(), PartitionSpec("device")))  # else copied in every call
             start = clock()
             compiled = kernel(function, chunk, wafer, model, data)
             took = clock() - start
