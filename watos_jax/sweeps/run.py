@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from watos_jax.estimate import estimate
@@ -204,7 +204,9 @@ class _Runner:
         )
         with self._precision():
             numbers = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), self.dtype), tables)
-            self.shared = (*numbers, jnp.asarray(geometry))
+            # on every device once, not copied there by every call
+            mesh = Mesh(np.array(jax.local_devices()[: self.devices]), ("device",))
+            self.shared = jax.device_put((*numbers, jnp.asarray(geometry)), NamedSharding(mesh, PartitionSpec()))
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         # whatever the process is set to
