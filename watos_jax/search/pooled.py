@@ -179,8 +179,7 @@ def _shares(strategy: Strategy, plain: PerStage, extra: Array, memory: Array, ca
 
     def turn(_: Array, state: tuple) -> tuple:
         logs, most, kept = state
-        shares = jnp.exp(logs - jnp.max(logs))
-        weights = _weights(strategy, shares / jnp.sum(shares))
+        weights = _weights(strategy, jax.nn.softmax(logs))
         bound, both = value(weights)
         times = step_times(both)
         logs = logs + jnp.where(exists, RATE * (times / jnp.max(times) - 1.0), 0.0)
