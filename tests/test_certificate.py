@@ -80,7 +80,24 @@ BUDGETS = sorted(set(budgets.NAMES) - {"abutted-215"})
 
 def test_where_no_die_fits_there_is_no_box():
     budget = budgets.NAMES["abutted-215"]
-    assert len(Grids(budget, np.array([[6.0, 6.0, 0.0, 1.0], [4.0, 5.0, 1.0, 0.0]])).whole().grid) == 0
+    assert len(Grids(budget, np.array([[6.0, 6.0, 0.0, 1.0], [4.0, 5.0, 1.0, 0.0]])).cover().grid) == 0
+
+
+def test_a_cover_holds_every_point_of_the_lattice_once():
+    budget = budgets.DEFAULT
+    grids = Grids(budget, np.array([[6.0, 8.0, 0.0, 1.0]]))
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, grids.sizes[AXIS], (1_000, len(AXES)))
+    # cores that fit nowhere are in no box: the cheapest designs of all
+    index[:, [0, 1]] = 0
+    index[:, [2, 3]] = index[:, [2, 3]] // 8
+    boxes = grids.cover()
+    holds = ((boxes.low <= index[:, None]) & (index[:, None] <= boxes.high)).all(axis=2)
+    assert (holds.sum(axis=1) == 1).all()
+    # what a box of all would be bounded by is below each of them
+    low = np.zeros((1, len(AXES)), int)
+    whole = grids.boxes(np.zeros(1, int), low, low + grids.sizes[AXIS] - 1)
+    assert (whole.least <= boxes.least * (1 + 1e-12)).all()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +167,8 @@ def test_the_proven_best_equals_an_exhaustive_scan_of_a_small_lattice(seed):
     assert proof.strategies_visited <= proof.strategies
 
 
-def test_a_proof_cut_short_says_what_it_has():
+def test_a_proof_cut_short_says_what_it_has(monkeypatch):
+    monkeypatch.setattr(bounds, "COVER", (1,) * len(AXES))
     design = codesign(MODEL, small_budget(0), options=OPTIONS, time_limit=0.0)
     proof = design.certificate
     assert 0.0 < proof.lower_bound < proof.value

@@ -209,6 +209,14 @@ def test_lattice_neighbours_stay_inside_and_contain_the_center():
     assert len(lattice.inside(budget, lattice.box(center))) == 2**8
 
 
+def test_more_cores_may_take_another_shape_and_room_from_links():
+    middle = lattice.counts(wj.presets.budgets.DEFAULT) // 2
+    step = np.zeros(8, int)
+    step[[lattice.NAMES.index(name) for name in ("core_rows", "core_cols", "d2d_bandwidth")]] = -1, 2, -4
+    found = lattice.moves(wj.presets.budgets.DEFAULT, middle)
+    assert (found == middle + step).all(axis=1).any()
+
+
 def test_the_default_budget_is_not_tiny():
     budget = wj.presets.budgets.DEFAULT
     assert np.prod(lattice.counts(budget).astype(float)) >= 1e7

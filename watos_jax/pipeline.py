@@ -53,8 +53,11 @@ def closed_form(forward: PerStage, both: PerStage, strategy: Strategy, relax: Re
 def step_time_bounds(forward: PerStage, backward: PerStage, strategy: Strategy) -> tuple[Scalar, Scalar]:
     """Lower and upper bound of the exact time for arbitrary stages, whose chunks share their time equally.
 
-    Below, `max(sum c, max_s(sum_{i<s} c_i / v + m c_s))`: stage s works m c_s, after the first chunks before it have
-    run forward and before they have run backward. Above, `sum c + (m - 1) (max f + max b)`, which GPipe takes
+    Below, the longest of some chains of operations that wait for each other: `sum c`; for every stage s (0-based)
+    `sum_{i<s} c_i / v + m c_s`, for it works m c_s after the first chunks before it have run forward and before they
+    have run backward; and for 1F1B `sum c + (m - 1) b_s + (m - w) f_s`, `w = min(m, p - s)`: the first micro-batch
+    runs through all stages and back to s, which has done w forwards by then and has the rest of its work to do, and
+    the last one runs back. Above, `sum c + (m - 1) (max f + max b)`, which GPipe takes
     exactly; interleaved, `(m + (p - 1) / v) (max f + max b)`, the time of p stages as slow as the slowest: no
     operation that takes less can make a fixed order take longer.
 
@@ -67,7 +70,9 @@ def step_time_bounds(forward: PerStage, backward: PerStage, strategy: Strategy) 
     m, v, p = strategy.num_micro_batches, strategy.virtual_stages, strategy.pipeline_parallel
     whole = total(both)
     before = jnp.cumsum(both, axis=-1) - both
-    lower = jnp.maximum(whole, jnp.max(before / v + m * both, axis=-1))
+    warm_up = jnp.minimum(m, p - jnp.arange(both.shape[-1]))
+    back = whole + jnp.max((m - 1.0) * backward + (m - warm_up) * forward, axis=-1)
+    lower = jnp.maximum(jnp.where(v > 1.0, whole, back), jnp.max(before / v + m * both, axis=-1))
     slowest = jnp.max(forward, axis=-1) + jnp.max(backward, axis=-1)
     upper = jnp.where(v > 1.0, (m + (p - 1.0) / v) * slowest, whole + (m - 1.0) * slowest)
     return jnp.where(strategy.schedule == 1.0, upper, lower), upper

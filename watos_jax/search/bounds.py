@@ -14,6 +14,7 @@ What makes the bound lower than the truth: `pipeline.step_time_bounds` in place 
 the corner, and that the limit of mean power is left out. All vanish in small boxes but the first and the last.
 """
 
+from itertools import product
 from typing import Final, NamedTuple
 
 import jax
@@ -52,6 +53,8 @@ MACS: Final = 1
 """Row of `EXPONENTS` for MACs."""
 AXES: Final = ("core_rows", "sram_bytes_per_core", "dram_stacks", "d2d_bandwidth", "clock")
 """Knobs that span a box; columns of cores and the size of the die follow from them."""
+COVER: Final = (1, 1, 8, 6, 3)
+"""Parts along `AXES` that the whole lattice is cut into before any strategy is bounded."""
 SLACK: Final = 1e-5
 """Excess over a limit that still counts as met, more than `estimate.ROUNDING`: no bound may rule out an answer."""
 _COLUMN: Final = {name: number for number, name in enumerate(NAMES)}
@@ -218,10 +221,17 @@ class Grids:
         """(box, die) pairs looked at."""
         self._dies = self._largest_dies()
 
-    def whole(self) -> Boxes:
-        """One box per grid: the whole lattice."""
-        low = np.zeros((len(self.grids), len(AXES)), int)
-        return self.boxes(np.arange(len(self.grids)), low, low + self.sizes[_AXES] - 1)
+    def cover(self) -> Boxes:
+        """Boxes that make up the whole lattice of every grid, `COVER` parts along each axis.
+
+        Stacks, links, clock and cores share edges, area and power density of a die, so a design has little of one
+        where it has much of another. One box of all would be bounded by a design that has the most of each.
+        """
+        parts = [_parts(self._axis(name), number) for name, number in zip(AXES, COVER, strict=True)]
+        ends = np.array(list(product(*parts))).reshape(-1, len(AXES), 2)
+        grid = np.repeat(np.arange(len(self.grids)), len(ends))
+        low, high = (np.tile(ends[..., side], (len(self.grids), 1)) for side in (0, 1))
+        return self.boxes(grid, low, high)
 
     def boxes(self, grid: Int[np.ndarray, " boxes"], low: Corners, high: Corners) -> Boxes:
         """Boxes from their grids and ends."""
@@ -307,6 +317,14 @@ class Grids:
             last = order[np.searchsorted(owner[order], np.unique(owner), side="right") - 1]
             cores[owner[last]], die[owner[last]] = fitting[last], knobs[last][:, _DIE]
         return cores[inverse], die[inverse]
+
+
+def _parts(values: np.ndarray, number: int) -> list[tuple[int, int]]:
+    # first and last index of parts that reach equally far in logarithms, which is how they loosen a bound
+    last = max(float(np.log(values[-1] / values[0])), 1e-9)
+    part = np.minimum(np.floor(number * np.log(values / values[0]) / last), number - 1)
+    first = np.flatnonzero(np.diff(part, prepend=-1.0))
+    return list(zip(first.tolist(), [*(first[1:] - 1).tolist(), len(values) - 1], strict=True))
 
 
 _LOOSENESS: Final = np.array([0.05, 0.5, 1.0, 0.4, 1.5])

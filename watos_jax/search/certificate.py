@@ -188,7 +188,7 @@ class _Proof:
         return self.value / (1.0 + self.gap)
 
     def run(self) -> tuple[Certificate, Point]:
-        boxes = self._promising(self.grids.whole())
+        boxes = self._promising(self.grids.cover())
         left, visited = self._first(np.unique(boxes.grid)), 0
         for number in count(1):
             self.boxes += len(boxes.grid)

@@ -13,6 +13,7 @@ from watos_jax.hardware import Budget, Knobs, Wafer
 
 NAMES: Final = tuple(Knobs.__dataclass_fields__)
 """Knobs in the order of the arrays."""
+_CORES: Final = (NAMES.index("core_rows"), NAMES.index("core_cols"))
 KnobArray = Float[np.ndarray, "*batch knobs"]
 Index = Int[np.ndarray, "*batch knobs"]
 Center = Int[np.ndarray, " knobs"]
@@ -61,7 +62,9 @@ def box(center: Center) -> Points:
 
 
 def moves(budget: Budget, center: Center) -> Points:
-    """All values of one knob, and up to four steps of two knobs at once.
+    """All values of one knob, up to four steps of two knobs at once, and of rows and columns of cores with a third.
+
+    Cores come as a product: to have a few more of them both may have to change, and what makes room for them with them.
 
     Args:
         budget: the lattice.
@@ -76,10 +79,12 @@ def moves(budget: Budget, center: Center) -> Points:
         line = np.repeat(center[None], size, axis=0)
         line[:, knob] = np.arange(size)
         found.extend(line)
-    steps = np.array([step for step in product(range(-4, 5), repeat=2) if 0 not in step])
-    for pair in combinations(range(len(NAMES)), 2):
-        block = np.repeat(center[None], len(steps), axis=0)
-        block[:, pair] += steps
+    rest = [knob for knob in range(len(NAMES)) if knob not in _CORES]
+    groups = [*combinations(range(len(NAMES)), 2), *((*_CORES, knob) for knob in rest)]
+    steps = {size: np.array([one for one in product(range(-4, 5), repeat=size) if 0 not in one]) for size in (2, 3)}
+    for group in groups:
+        block = np.repeat(center[None], len(steps[len(group)]), axis=0)
+        block[:, group] += steps[len(group)]
         found.extend(block)
     return inside(budget, np.array(found))
 
