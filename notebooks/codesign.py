@@ -182,6 +182,7 @@ print(f"relaxed optimum {prices.value:.3f} s per step; slope that no price expla
 limits = {name.replace("_", " "): -price for name, price in (prices.limits | prices.bounds).items()}
 strongest = sorted(prices.constants.items(), key=lambda item: -abs(item[1]))[:8]
 figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.0), layout="constrained")
+reach = 1.5 * max(abs(value) for value in [*limits.values(), *dict(strongest).values()])
 for panel, bars, title in (
     (panels[0], limits, "one per cent more of a limit"),
     (panels[1], dict(strongest), "one per cent more of a constant"),
@@ -190,7 +191,7 @@ for panel, bars, title in (
     drawn = panel.barh(list(bars), bars.values(), color=[colours[2] if v < 0 else colours[3] for v in bars.values()])
     panel.bar_label(drawn, [f" {value:+.2f} " for value in bars.values()])
     panel.axvline(0, color="black", lw=0.8)
-    panel.set(xlabel="% of the step time", title=title, xlim=(-1.75, 1.75))
+    panel.set(xlabel="% of the step time", title=title, xlim=(-reach, reach))
     panel.tick_params(left=False)
 
 # %% [markdown]

@@ -24,6 +24,7 @@ def pytest_configure():
         raise pytest.UsageError(f"WATOS_JAX_TEST_PRECISION is {PRECISION!r}: it must be 32 or 64")
     jax.config.update("jax_enable_x64", PRECISION == "64")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    _compile_quickly()
     _cache_compilations()
     hypothesis.settings.register_profile("watos_jax", derandomize=True, deadline=None, database=None)
     hypothesis.settings.load_profile("watos_jax")
@@ -60,6 +61,19 @@ def _nothing_kept() -> Iterator[None]:
     # a command that ran in this process keeps programs, which tests that replace a function must not read
     yield
     programs.keep_in(None)
+
+
+def _compile_quickly() -> None:
+    # on a CPU the emitters that `watos_jax.xla` chooses for large kernels, for every function of the suite: most of its
+    # time is compilation, and this halves it; a compiler of other releases might not know the flag, and would exit
+    if jax.__version_info__[:2] == (0, 10):
+        given = os.environ.get("XLA_FLAGS")
+        os.environ["XLA_FLAGS"] = f"{given or ''} --xla_cpu_use_fusion_emitters=false"
+        jax.devices()  # reads the flags, which processes that tests start do not inherit
+        if given is None:
+            del os.environ["XLA_FLAGS"]
+        else:
+            os.environ["XLA_FLAGS"] = given
 
 
 def _cache_compilations() -> None:

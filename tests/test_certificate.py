@@ -158,7 +158,7 @@ def test_the_proven_best_equals_an_exhaustive_scan_of_a_small_lattice(seed):
         with pytest.raises(wj.Infeasible):
             codesign(MODEL, budget, options=OPTIONS)
         return
-    design = codesign(MODEL, budget, options=OPTIONS, gap=0.0)
+    design = codesign(MODEL, budget, options=OPTIONS, gap=0.0, time_limit=3600.0)
     proof = design.certificate
     assert proof is not None
     assert design.value == pytest.approx(best, rel=1e-5)

@@ -161,7 +161,7 @@ def test_llama_8b_fits_one_node_when_its_weights_are_sharded():
 @pytest.mark.parametrize("relax", [HARD, Smooth(20.0)], ids=["hard", "smooth"])
 def test_gradients_are_finite_and_of_the_right_sign(relax):
     strategy = Strategy(tensor_cols=2, pipeline_parallel=2, data_parallel=4, global_batch_size=32, optimizer_sharding=3)
-    wafer = replace(wafers.WATOS_CONFIG_3, overlap=Overlap(0.7, 0.3))
+    wafer = replace(wafers.WATOS_CONFIG_3, overlap=Overlap(0.05, 0.03))  # a part stays exposed, so more would help
     placed = layout(wafer, strategy)
 
     def time(hardware):
@@ -169,7 +169,7 @@ def test_gradients_are_finite_and_of_the_right_sign(relax):
 
     slope = jax.grad(time)(wafer)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
-    assert float(slope.overlap.independent) <= 0 and float(slope.overlap.tensor) < 0
+    assert float(slope.overlap.independent) < -0.1 and float(slope.overlap.tensor) < -0.1
     assert float(slope.d2d.bandwidth) < 0 and float(slope.die.core.clock) < 0
 
 

@@ -89,7 +89,7 @@ def test_what_an_end_holds_does_not_move(optimum):
 def small():
     """A small lattice, its best design, and two prices searched again: one strategy just fits the memory."""
     budget = small_budget(3)
-    design = codesign(MODEL, budget, options=OPTIONS, gap=0.0)
+    design = codesign(MODEL, budget, options=OPTIONS, gap=0.0, time_limit=3600.0)
     names = ("dram_capacity", "dram_bandwidth")
     prices = wj.resolved_prices(design, MODEL, budget, allowances=names, change=CHANGE, options=OPTIONS, gap=0.0)
     return budget, design, prices
@@ -131,7 +131,7 @@ def test_prices_searched_again_are_those_of_exhaustive_scans(small):
 @pytest.mark.slow
 def test_a_search_from_a_design_finds_what_a_search_from_nothing_finds(small, monkeypatch):
     budget, design, _ = small
-    again = codesign(MODEL, budget, options=OPTIONS, gap=0.0, start=design)
+    again = codesign(MODEL, budget, options=OPTIONS, gap=0.0, time_limit=3600.0, start=design)
     assert "descend" not in again.phases
     assert again.certificate.value == pytest.approx(design.certificate.value, rel=1e-6)
     # a start that the budget does not have is no start, and where nothing near it fits the search begins again

@@ -141,7 +141,10 @@ def test_no_levels_that_fit_all_memory_together_are_below_the_pooled_bound(name,
 
 @pytest.fixture(scope="module")
 def designs():
-    return {seed: codesign(MODEL, small_budget(seed), options=OPTIONS, gap=0.0, refine=True) for seed in (0, 1)}
+    return {
+        seed: codesign(MODEL, small_budget(seed), options=OPTIONS, gap=0.0, time_limit=3600.0, refine=True)
+        for seed in (0, 1)
+    }
 
 
 @pytest.mark.slow

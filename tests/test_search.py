@@ -94,7 +94,7 @@ def exhaustive(
 def test_codesign_equals_an_exhaustive_scan_of_a_small_lattice(seed, name):
     budget, objective = small_budget(seed), OBJECTIVES[name]
     best, _, evaluated = exhaustive(budget, MODEL, OPTIONS, objective)
-    design = codesign(MODEL, budget, options=OPTIONS, objective=objective, gap=0.0)
+    design = codesign(MODEL, budget, options=OPTIONS, objective=objective, gap=0.0, time_limit=3600.0)
     if design.certificate is not None:
         assert design.certificate.lower_bound <= best * (1 + 1e-6)
         assert design.certificate.gap <= 1e-6
@@ -108,7 +108,7 @@ def test_codesign_equals_an_exhaustive_scan_of_a_small_lattice(seed, name):
 
 
 def test_the_answer_is_a_lattice_point_that_fits():
-    design = codesign(MODEL, small_budget(0), options=OPTIONS)
+    design = codesign(MODEL, small_budget(0), options=OPTIONS, time_limit=3600.0)
     budget = small_budget(0)
     index = (lattice.to_array(design.knobs) - lattice.to_array(budget.low)) / lattice.to_array(budget.step)
     np.testing.assert_allclose(index, np.rint(index), atol=1e-6)
@@ -237,7 +237,7 @@ def priced():
     high = lattice.to_array(budget.high) * np.array([2.0, 2.0, 2.0, 1.0, 3.0, 1.2, 1.2, 1.1])
     budget = replace(budget, low=lattice.from_array(low), high=lattice.from_array(high))
     options = replace(OPTIONS, micro_batch_sizes=(1,), recompute=("none",))
-    design = codesign(MODEL, budget, options=options)
+    design = codesign(MODEL, budget, options=options, time_limit=3600.0)
     return budget, design, wj.shadow_prices(design, MODEL, budget)
 
 
