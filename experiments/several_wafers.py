@@ -8,7 +8,6 @@ GB/s between wafers (arXiv 2512.12279); read here as one direction of a link, or
 for them are not known to us.
 
     python experiments/several_wafers.py --out experiments/results    # tables, figure, JSON
-    python experiments/several_wafers.py --compare                    # also beside the baselines, at 1.8 TB/s
     python experiments/several_wafers.py --json                       # one JSON object
     python experiments/several_wafers.py --smoke                      # small wafers and model, two bandwidths
 """
@@ -83,15 +82,6 @@ def alone(wafer: wj.Wafer, model: wj.Transformer, options: wj.Options, count: in
     return count * float(found.best[0].estimate.tokens_per_second) if found.best else None
 
 
-def beside_baselines(wafer: wj.Wafer, model: wj.Transformer, options: wj.Options, count: int) -> dict[str, Any]:
-    """`compare` on several wafers in a mesh."""
-    system = wj.several(wafer, count, wj.Link(bandwidth=PAPER[1] * TERA, latency=LATENCY))
-    # 61 layers leave equal stages no strategy that uses most dies
-    found = wj.compare(system, model, options=replace(options, least_use=0.0))
-    sides = found.baselines | found.variants
-    return {"ours": found.tokens_per_second} | {name: side.tokens_per_second for name, side in sides.items()}
-
-
 def answer(options: argparse.Namespace) -> harness.Answer:
     wafer, chosen, bandwidths = wafers.WATOS_CONFIG_3, OPTIONS, BANDWIDTHS
     taken = {name: models.get(name) for name in MODELS}
@@ -105,8 +95,6 @@ def answer(options: argparse.Namespace) -> harness.Answer:
             fabric: [point(wafer, model, chosen, WAFERS, fabric, rate) for rate in bandwidths] for fabric in FABRICS
         }
         record["models"][name] = {"alone": alone(wafer, model, chosen, WAFERS), "fabrics": fabrics}
-        if options.compare:
-            record["models"][name]["compared"] = beside_baselines(wafer, model, chosen, WAFERS)
     return record
 
 
@@ -143,13 +131,10 @@ def show(record: harness.Answer) -> None:
                 degrees = " ".join(f"{key.split('_')[0]} {value:g}" for key, value in one["strategy"].items())
                 crosses = ", ".join(one["between_wafers"]) or "nothing"
                 print(f"{head}{one['tokens_per_second']:12,.0f} tokens/s  {degrees}; {crosses} between wafers")
-        for side, rate in found.get("compared", {}).items():
-            print(f"  {side:32s}" + ("does not fit" if rate is None else f"{rate:12,.0f} tokens/s"))
 
 
 def main(given: Sequence[str] | None = None) -> int:
     parser = harness.arguments(__doc__)
-    parser.add_argument("--compare", action="store_true", help="also beside the baselines")
     return harness.run(parser, given, answer, show, draw)
 
 

@@ -6,15 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from watos_jax.baselines import comparison
-from watos_jax.baselines.comparison import BASELINES, VARIANTS, compare
+from watos_jax.baselines.comparison import BASELINES, VARIANTS, Comparison, Side, compare
 from watos_jax.baselines.gpu_cluster import equal_gpus, nearest_b300
 from watos_jax.baselines.megatron import LEVELS, allowed
 from watos_jax.baselines.streamed_wafer import stream_through, streaming_system
 from watos_jax.cli import main
+from watos_jax.cli.entry import PLAIN_WIDTH
 from watos_jax.presets import models, wafers
-from watos_jax.report.comparison import comparison_record
+from watos_jax.report.comparison import comparison_record, comparison_view
 from watos_jax.report.megatron import megatron_arguments
 from watos_jax.search.plan import plan
 from watos_jax.search.space import Options, strategies
@@ -140,6 +142,28 @@ def test_what_does_not_fit_is_none():
     assert not record["ours"]["fits"] and record["ours"]["tokens_per_second"] is None
     assert set(record["speedup"].values()) == {None}
     json.dumps(record, allow_nan=False)
+    ours, theirs = record["ours"], record["baselines"]["megatron_on_wafer"]
+    assert ours["exceeded"] == {"memory": ours["evaluated"]}
+    assert ours["reason"] == f"none of {ours['evaluated']:,} strategies fits: memory ({ours['evaluated']:,})"
+    excess = -theirs["margins"]["memory"]
+    assert theirs["reason"].endswith(f"the nearest exceeds memory by {100 * excess:.3g} %")
+
+
+def test_a_side_without_a_legal_strategy_says_why_and_stops_no_other(capfd):
+    # eight dies can share neither nine heads nor nine sequences: 12 layers make eight uneven stages
+    odd = replace(MODEL, num_attention_heads=9, num_kv_heads=9)
+    found = compare(wafer(), odd, options=replace(FEW, global_batch_size=9, micro_batch_sizes=1, least_use=1.0))
+    assert found.ours.fits and found.ours.reason is None and found.tokens_per_second > 0.0
+    record = comparison_record(wafer(), found)
+    equal = record["variants"]["megatron_on_wafer_equal_stages"]
+    assert (equal["fits"], equal["tokens_per_second"], equal["speedup"], equal["evaluated"]) == (False, None, None, 0)
+    assert "against the rule" in equal["reason"]
+    assert record["speedup"]["megatron_on_wafer"] >= 1.0 - 1e-6
+    json.dumps(record, allow_nan=False)
+    Console(width=PLAIN_WIDTH).print(comparison_view("title", record))
+    out = capfd.readouterr()[0]
+    assert re.search(r"equal stages +NO STRATEGY +- +- +0", out)
+    assert f"megatron on wafer equal stages: {equal['reason']}" in out
 
 
 @pytest.fixture
@@ -157,7 +181,7 @@ def test_command_prints_one_object(quick, capfd):
 def test_command_prints_tables_and_its_examples_are_accepted(quick, capfd):
     assert main(["compare", "--help"]) == 0
     examples = re.findall(r"^    watos (compare\b.*)$", capfd.readouterr()[0], re.MULTILINE)
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         assert main(example.split()) == 0
     assert main(["compare", "llama3-70b", "--wafer", "watos-config-3"]) == 0
@@ -166,12 +190,55 @@ def test_command_prints_tables_and_its_examples_are_accepted(quick, capfd):
         assert name.replace("_", " ") in out
 
 
+def test_command_fails_where_no_side_has_an_answer(monkeypatch, compared, capfd):
+    nothing = Side(wafer(), None, "no strategy is legal on 8 dies: too few dies used (3)")
+    empty = Comparison(nothing, dict.fromkeys(BASELINES, nothing), dict.fromkeys(VARIANTS, nothing))
+    monkeypatch.setattr(comparison, "compare", lambda *_, **__: empty)
+    assert main(["compare", "llama3-70b", "--wafer", "watos-config-3", "--json"]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert "no side can train 'llama3-70b' on watos-config-3 with 512 sequences per step: ours: no strategy" in err
+    one = Comparison(nothing, compared.baselines | {"weight_streaming": nothing}, compared.variants)
+    monkeypatch.setattr(comparison, "compare", lambda *_, **__: one)
+    assert main(["compare", "llama3-70b", "--wafer", "watos-config-3", "--json"]) == 0
+    record = json.loads(capfd.readouterr()[0])
+    assert set(record["speedup"].values()) == {None}
+    for side in (record["ours"], record["baselines"]["weight_streaming"]):
+        assert not side["fits"] and side["tokens_per_second"] is None and side["reason"] == nothing.refusal
+    assert main(["compare", "llama3-70b", "--wafer", "watos-config-3"]) == 0
+    assert "ours: no strategy is legal" in capfd.readouterr()[0]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["compare", "llama3-70b"], "--wafer is missing: it must be a wafer such as watos-config-3"),
         (["compare", "llama3-70b", "--wafer", "dojo"], "--wafer is 'dojo': it must be one of"),
         (["compare", "--wafer", "watos-config-3"], "MODEL is missing"),
+        (
+            ["compare", "llama3-70b", "--wafer", "watos-config-3", "--wafers", "0"],
+            "--wafers is '0': it must be a whole number from 1 to 1,000",
+        ),
+        (
+            ["plan", "llama3-70b", "--wafer", "watos-config-3", "--wafers", "4"],
+            "--wafer-bandwidth is missing: with --wafers it must be the GB/s between them, such as 1800",
+        ),
+        (
+            ["plan", "llama3-70b", "--wafer", "watos-config-3", "--wafers", "4", "--wafer-bandwidth", "0"],
+            "--wafer-bandwidth is '0': it must be a number above 0, at most 1,000,000",
+        ),
+        (
+            ["estimate", "llama3-70b", "--wafer", "watos-config-3", "--wafer-fabric", "ring"],
+            "--wafer-fabric is 'ring': it may only be given with --wafers",
+        ),
+        (
+            ["estimate", "llama3-70b", "--system", "dgx-h100", "--wafers", "2"],
+            "--wafers is '2': it may only be given with --wafer",
+        ),
+        (
+            "compare llama3-70b --wafer dojo-tile --wafers 2 --wafer-bandwidth 9 --wafer-fabric torus".split(),
+            "--wafer-fabric is 'torus': it must be one of mesh, ring, switch",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(words, message, capfd):

@@ -42,6 +42,10 @@ from watos_jax.search.codesign import codesign as codesign
 from watos_jax.search.compromise import Case as Case
 from watos_jax.search.compromise import Compromise as Compromise
 from watos_jax.search.compromise import compromise as compromise
+from watos_jax.search.draws import DrawPlan as DrawPlan
+from watos_jax.search.draws import DrawStudy as DrawStudy
+from watos_jax.search.draws import plan_for_draws as plan_for_draws
+from watos_jax.search.draws import study_draws as study_draws
 from watos_jax.search.pareto import Front as Front
 from watos_jax.search.pareto import pareto as pareto
 from watos_jax.search.plan import Plan as Plan

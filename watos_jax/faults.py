@@ -135,7 +135,9 @@ def damaged(wafer: Wafer, faults: Faults, *, least: float = 0.0, sound: bool = F
     weak = np.flatnonzero(np.minimum(faults.cores, faults.memory) < least)
     dead = np.flatnonzero(faults.cores == 0.0)
     unused = frozenset(np.concatenate([weak, dead]).tolist())
-    damage = Damage(faults.links, unused, sound)
+    # where only dead dies lack links no rectangle has a dead one inside
+    alone = replace(faults, east=np.ones_like(faults.east), south=np.ones_like(faults.south)).links
+    damage = Damage(faults.links, unused, sound and alone != faults.links)
     if not unused and faults.links == no_faults(wafer).links:
         return network
     return Network((replace(network.fabrics[0], damage=damage),))

@@ -6,7 +6,7 @@ efficiency.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from watos_jax.baselines.gpu_cluster import EQUAL_GPUS, equal_gpus, nearest_b300
 from watos_jax.baselines.megatron import megatron
@@ -14,8 +14,8 @@ from watos_jax.baselines.streamed_wafer import StreamedWafer, num_wafers, stream
 from watos_jax.hardware import System, Wafer
 from watos_jax.model import Transformer
 from watos_jax.search.central import Schedule, central
-from watos_jax.search.plan import Plan
-from watos_jax.search.space import Options
+from watos_jax.search.plan import LIMITS, Choice, Plan
+from watos_jax.search.space import NoStrategy, Options
 
 BASELINES: Final = ("megatron_on_wafer", "megatron_on_gpu", "weight_streaming")
 """What we are compared with: Megatron-LM's choice on the same wafer, and on eight GPUs a wafer of equal peak, memory
@@ -27,29 +27,58 @@ nearest."""
 
 @dataclass(frozen=True)
 class Side:
-    """One baseline.
+    """One side of a comparison: ours, or a baseline.
 
     Attributes:
         machine: what it runs on.
-        answer: the best that its rules can do.
+        answer: the best that its rules can do; None where they allow no strategy at all.
+        refusal: why they allow none.
     """
 
     machine: System | Wafer
-    answer: Plan | StreamedWafer
+    answer: Schedule | Plan | StreamedWafer | None
+    refusal: str = ""
 
     @property
     def fits(self) -> bool:
-        """Whether its best fits its memory (and power)."""
-        return bool(self.answer.best) if isinstance(self.answer, Plan) else self.answer.memory_margin >= 0.0
+        """Whether there is a best, and it fits its memory (and power)."""
+        if isinstance(self.answer, StreamedWafer):
+            return self.answer.memory_margin >= 0.0
+        return self.answer is not None and bool(self.answer.best)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Of its best; None where nothing fits."""
-        if not self.fits:
+        if self.answer is None or not self.fits:
             return None
-        if isinstance(self.answer, Plan):
-            return float(self.answer.best[0].estimate.tokens_per_second)
-        return self.answer.tokens_per_second
+        if isinstance(self.answer, StreamedWafer):
+            return self.answer.tokens_per_second
+        best = self.answer.best[0]
+        return float(best.estimate.tokens_per_second if isinstance(best, Choice) else best.tokens_per_second)
+
+    @property
+    def reason(self) -> str | None:
+        """Why it has no throughput, with what binds and counts; None where it has one."""
+        if self.answer is None:
+            return self.refusal
+        if self.fits:
+            return None
+        if isinstance(self.answer, StreamedWafer):
+            return f"none of {self.answer.evaluated:,} ways fits: the nearest exceeds memory by " + _percent(
+                -self.answer.memory_margin
+            )
+        counts = ", ".join(f"{limit} ({count:,})" for limit, count in self.answer.exceeded.items())
+        words = f"none of {self.answer.evaluated:,} strategies fits: {counts or 'power'}"
+        nearest = self.answer.nearest if isinstance(self.answer, Plan) else None
+        if nearest is None:
+            return words
+        margins = nearest.estimate.margins
+        margin, limit = min((float(margins[name]), name) for name in LIMITS if name in margins)
+        return f"{words}; the nearest exceeds {limit} by {_percent(-margin)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.3g} %"
 
 
 @dataclass(frozen=True)
@@ -57,19 +86,24 @@ class Comparison:
     """Ours, and the others.
 
     Attributes:
-        ours: the central scheduler's best, with GCMR.
+        ours: the central scheduler, with GCMR.
         baselines: those of `BASELINES`, by name.
         variants: those of `VARIANTS`, by name.
     """
 
-    ours: Schedule
+    ours: Side
     baselines: dict[str, Side]
     variants: dict[str, Side]
 
     @property
     def tokens_per_second(self) -> float | None:
         """Ours; None where nothing fits."""
-        return float(self.ours.best[0].tokens_per_second) if self.ours.best else None
+        return self.ours.tokens_per_second
+
+    @property
+    def sides(self) -> dict[str, Side]:
+        """All of them by name."""
+        return {"ours": self.ours} | self.baselines | self.variants
 
     def speedup(self, side: Side) -> float | None:
         """Ours over a baseline in tokens per second; None where either does not fit."""
@@ -85,7 +119,7 @@ def compare(
     global_batch_size: int = 512,
     progress: Callable[[str, float], None] = lambda phase, share: None,
 ) -> Comparison:
-    """Compare our schedule with the baselines.
+    """Compare our schedule with the baselines; a side without a legal strategy says why, and stops no other.
 
     Args:
         wafer: the wafer, concrete; or several, as `hardware.several` joins them.
@@ -94,27 +128,24 @@ def compare(
             has its micro-batch alone to choose.
         global_batch_size: sequences per optimizer step, where `options` is None.
         progress: called with the name of each side as it is begun, and the share that is done.
-
-    Raises:
-        ValueError: no strategy of a side is legal.
     """
     batch = global_batch_size if options is None else int(options.global_batch_size)
 
-    def of_megatron(machine: System | Wafer, equal_stages: bool = False) -> Side:
-        found = megatron(machine, model, options=options, global_batch_size=batch, equal_stages=equal_stages)
-        return Side(machine, found)
-
-    sides: dict[str, Callable[[], Side]] = {
-        "megatron_on_wafer": lambda: of_megatron(wafer),
-        "megatron_on_gpu": lambda: of_megatron(equal_gpus(wafer, EQUAL_GPUS * num_wafers(wafer))),
-        "weight_streaming": lambda: Side(wafer, stream_through(wafer, model, global_batch_size=batch)),
-        "megatron_on_wafer_equal_stages": lambda: of_megatron(wafer, equal_stages=True),
-        "megatron_on_b300": lambda: of_megatron(nearest_b300(wafer)),
+    among: dict[str, Any] = {"options": options, "global_batch_size": batch}
+    gpus, b300 = equal_gpus(wafer, EQUAL_GPUS * num_wafers(wafer)), nearest_b300(wafer)
+    sides: dict[str, tuple[System | Wafer, Callable[[], Schedule | Plan | StreamedWafer]]] = {
+        "ours": (wafer, lambda: central(wafer, model, **among)),
+        "megatron_on_wafer": (wafer, lambda: megatron(wafer, model, **among)),
+        "megatron_on_gpu": (gpus, lambda: megatron(gpus, model, **among)),
+        "weight_streaming": (wafer, lambda: stream_through(wafer, model, global_batch_size=batch)),
+        "megatron_on_wafer_equal_stages": (wafer, lambda: megatron(wafer, model, equal_stages=True, **among)),
+        "megatron_on_b300": (b300, lambda: megatron(b300, model, **among)),
     }
-    progress("ours", 0.0)
-    ours = central(wafer, model, options=options, global_batch_size=batch)
     found = {}
-    for number, (name, search) in enumerate(sides.items(), 1):
-        progress(name.replace("_", " "), number / (len(sides) + 1))
-        found[name] = search()
-    return Comparison(ours, *({name: found[name] for name in names} for names in (BASELINES, VARIANTS)))
+    for number, (name, (machine, search)) in enumerate(sides.items()):
+        progress(name.replace("_", " "), number / len(sides))
+        try:
+            found[name] = Side(machine, search())
+        except NoStrategy as error:
+            found[name] = Side(machine, None, str(error))
+    return Comparison(found["ours"], *({name: found[name] for name in names} for names in (BASELINES, VARIANTS)))

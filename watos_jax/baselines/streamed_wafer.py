@@ -28,6 +28,7 @@ from watos_jax.memory import OPTIMIZER_BYTES
 from watos_jax.model import Transformer
 from watos_jax.network.bounds import least_links
 from watos_jax.network.contention import Network
+from watos_jax.search.space import NoStrategy
 from watos_jax.stage import OPTIMIZER_TRAFFIC
 from watos_jax.strategy import Strategy
 from watos_jax.units import Scalar
@@ -123,11 +124,14 @@ def stream_through(wafer: System | Wafer, model: Transformer, *, global_batch_si
 
     Returns:
         The fastest way that fits; where none fits, the one that exceeds its memory least.
+
+    Raises:
+        NoStrategy: the wafers cannot share the batch evenly.
     """
     wafers = num_wafers(wafer)
     sizes = [d for d in range(1, global_batch_size + 1) if global_batch_size % (d * wafers) == 0]
     if not sizes:
-        raise ValueError(f"global_batch_size is {global_batch_size}: it must be a multiple of the {wafers} wafers")
+        raise NoStrategy(f"global_batch_size is {global_batch_size}: it must be a multiple of the {wafers} wafers")
     weights = float(num_parameters(model))
     states = weights * (ELEMENT_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES)
     dram = float(wafer.die.memory.capacity * wafer.num_dies)

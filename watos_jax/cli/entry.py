@@ -20,6 +20,7 @@ from watos_jax.cli.codesign import codesign
 from watos_jax.cli.compare import compare
 from watos_jax.cli.compromise import compromise
 from watos_jax.cli.estimate import estimate
+from watos_jax.cli.faults import faults
 from watos_jax.cli.pareto import pareto
 from watos_jax.cli.plan import plan
 from watos_jax.cli.presets import presets
@@ -36,6 +37,7 @@ COMMANDS: Final = (
     pareto,
     uncertainty,
     compare,
+    faults,
     sweep,
     presets,
     calibrate,

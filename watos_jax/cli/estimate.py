@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from watos_jax.cli.options import AsJson, Model, Rung, SequenceLength, takes_strategy
+from watos_jax.cli.options import AsJson, Model, Rung, SequenceLength, takes_strategy, takes_wafers
 from watos_jax.cli.runtime import prepare, progress
-from watos_jax.cli.values import choice, hardware_of, model_of, one_line
+from watos_jax.cli.values import Joined, choice, hardware_of, model_of, one_line
 from watos_jax.estimate import estimate as estimate_step
 from watos_jax.operators.fidelity import FIDELITIES
 from watos_jax.report.records import estimate_record
@@ -15,6 +15,7 @@ from watos_jax.report.tables import estimate_view
 from watos_jax.strategy import Strategy
 
 
+@takes_wafers
 @takes_strategy
 def estimate(
     model: Model = None,
@@ -25,6 +26,7 @@ def estimate(
     fidelity: Rung = "roofline",
     as_json: AsJson = False,
     *,
+    joined: Joined,
     strategy: Strategy,
 ) -> Any:
     """Estimate one training step.
@@ -42,12 +44,11 @@ def estimate(
       watos estimate path/to/config.json --sequence-length 4096 --wafer dojo-tile --tensor-cols 4 --json
     """  # noqa: D301
     prepare()
-    machine = hardware_of(wafer, system, nodes)
+    name, machine = hardware_of(wafer, system, nodes, joined)
     transformer = model_of(model, sequence_length)
     rung: Any = choice("--fidelity", fidelity, FIDELITIES)
     with progress("estimating"):
         answer = estimate_step(machine, transformer, strategy, fidelity=rung)
-        name = wafer if system is None else f"{nodes or 1} x {system}"
         record = {"model": model, "machine": name} | estimate_record(machine, strategy, answer)
     return (
         json.dumps(record, indent=2, allow_nan=False)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from watos_jax.cli.documentation import meanings
-from watos_jax.cli.values import choice, whole
+from watos_jax.cli.values import WAFER_FABRICS, WAFER_LATENCY, Joined, choice, whole
 from watos_jax.operators.fidelity import FIDELITIES
 from watos_jax.report.records import CODES
 from watos_jax.strategy import Strategy
@@ -21,6 +21,13 @@ ALLOWED: Final = {"optimizer_sharding": ("0", "1", "2", "3"), "gradient_bytes": 
 """Those with few values."""
 DEFAULTS: Final = {"global_batch_size": 512}
 """Where the command line departs from the record: nobody trains with a batch of one sequence."""
+JOINED: Final = {
+    "wafers": ("N", "Wafers that are joined; 1 if not given."),
+    "wafer_bandwidth": ("GB/S", "In one direction of a link between two wafers, or of a wafer into a switch."),
+    "wafer_latency": ("US", f"Microseconds over a link between wafers; {WAFER_LATENCY:g} if not given (assumed)."),
+    "wafer_fabric": ("NAME", f"How wafers are joined: {', '.join(WAFER_FABRICS)}; {WAFER_FABRICS[0]} if not given."),
+}
+"""Options of several wafers: unit and meaning."""
 
 Model = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="A preset such as llama3-70b, or the path of a config.json.")
@@ -38,15 +45,39 @@ def takes_strategy(command: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         command: a function with a keyword `strategy`.
     """
-
-    @functools.wraps(command)
-    def wrapper(**arguments: Any) -> Any:
-        values = {name: _read(name, arguments.pop(name)) for name in FIELDS}
-        return command(**arguments, strategy=Strategy(**values))
-
-    own = [part for name, part in inspect.signature(command).parameters.items() if name != "strategy"]
     texts = meanings(Strategy)
     made = [_parameter(name, texts[name][:1].upper() + texts[name][1:]) for name in FIELDS]
+    return _takes(
+        command, "strategy", made, lambda words: Strategy(**{name: _read(name, words[name]) for name in words})
+    )
+
+
+def takes_wafers(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of several wafers; it receives them as `joined`.
+
+    Args:
+        command: a function with a keyword `joined`.
+    """
+    kind = inspect.Parameter.KEYWORD_ONLY
+    made = [
+        inspect.Parameter(
+            name, kind, default=None, annotation=Annotated[str | None, typer.Option(metavar=unit, help=text)]
+        )
+        for name, (unit, text) in JOINED.items()
+    ]
+    return _takes(command, "joined", made, lambda words: Joined(*words.values()))
+
+
+def _takes(
+    command: Callable[..., Any], keyword: str, made: list[inspect.Parameter], read: Callable[[dict[str, Any]], Any]
+) -> Callable[..., Any]:
+    # the command with parameters in place of one keyword, which they are read as
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> Any:
+        words = {one.name: arguments.pop(one.name) for one in made}
+        return command(**arguments, **{keyword: read(words)})
+
+    own = [part for name, part in inspect.signature(command).parameters.items() if name != keyword]
     wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in own] + made
     )

@@ -5,15 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from watos_jax.cli.options import AsJson, Model, Rung, SequenceLength
+from watos_jax.cli.options import AsJson, Model, Rung, SequenceLength, takes_wafers
 from watos_jax.cli.runtime import CompileClock, prepare, progress
-from watos_jax.cli.values import choice, hardware_of, model_of, one_line, whole
+from watos_jax.cli.values import Joined, choice, hardware_of, model_of, one_line, whole
 from watos_jax.operators.fidelity import FIDELITIES
 from watos_jax.report.records import plan_record
 from watos_jax.report.tables import plan_view
 from watos_jax.search import plan as search
 
 
+@takes_wafers
 def plan(
     model: Model = None,
     wafer: Annotated[str | None, typer.Option(metavar="NAME", help="A wafer, such as watos-config-3.")] = None,
@@ -24,6 +25,8 @@ def plan(
     top: Annotated[str, typer.Option(metavar="N", help="How many of the best strategies to print.")] = "10",
     fidelity: Rung = "roofline",
     as_json: AsJson = False,
+    *,
+    joined: Joined,
 ) -> Any:
     """Find the best strategies on fixed hardware.
 
@@ -37,16 +40,16 @@ def plan(
       watos plan megatron-22b --system dgx-a100 --global-batch-size 32
       watos plan llama3-70b --system dgx-h100 --nodes 8 --top 3 --json
       watos plan llama3-70b --wafer watos-config-3-d2d-half
+      watos plan gpt3-175b --wafer watos-config-3 --wafers 2 --wafer-bandwidth 400
       watos plan llama3-70b --wafer watos-config-3 --fidelity predictor
     """  # noqa: D301
     prepare()
-    machine = hardware_of(wafer, system, nodes)
+    name, machine = hardware_of(wafer, system, nodes, joined)
     count, batch = whole("--top", top), whole("--global-batch-size", global_batch_size)
     rung: Any = choice("--fidelity", fidelity, FIDELITIES)
     transformer = model_of(model, sequence_length)
     with progress(f"planning {model}"), CompileClock() as clock:
         answer = search.plan(machine, transformer, global_batch_size=batch, top=count, fidelity=rung)
-        name = wafer if system is None else f"{nodes or 1} x {system}"
         record: dict[str, Any] = {"model": model, "machine": name} | plan_record(machine, transformer, answer)
     record |= {"compile_time": clock.time}
     return (

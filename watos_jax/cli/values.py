@@ -5,17 +5,24 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from watos_jax.formats import huggingface
-from watos_jax.hardware import System, Wafer
+from watos_jax.hardware import Link, System, Wafer, several
 from watos_jax.model import Transformer
 from watos_jax.presets import chips, models, wafers
+from watos_jax.units import GIGA
 
 LARGEST: Final = 10_000_000
 """No count on the command line is larger; whole numbers up to here are exact in single precision."""
 MOST_NODES: Final = 100_000
 """Nodes of a cluster."""
+MOST_WAFERS: Final = 1_000
+"""Wafers that are joined."""
+WAFER_FABRICS: Final = ("mesh", "ring", "switch")
+"""How they may be."""
+WAFER_LATENCY: Final = 1.0
+"""Microseconds over a link between wafers: ASSUMPTION, that of a link between boards."""
 
 
 def one_line(text: str) -> str:
@@ -45,20 +52,24 @@ def whole(option: str, value: str, *, low: int = 1, high: int = LARGEST) -> int:
     raise ValueError(f"{option} is {shown(value)}: it must be a whole number from {low:,} to {high:,}")
 
 
-def number(option: str, value: str, *, high: float) -> float:
+def number(option: str, value: str, *, high: float, above: bool = False) -> float:
     """Read a decimal number from 0 on.
 
     Args:
         option: as the user spells it, for the message.
         value: what the user wrote.
         high: largest number allowed.
+        above: whether 0 itself is not allowed.
 
     Raises:
         ValueError: it is not a decimal number, or out of range.
     """
-    if re.fullmatch(r"[+]?([0-9]{1,20}[.]?[0-9]{0,20}|[.][0-9]{1,20})(e-?[0-9]{1,2})?", value) and float(value) <= high:
+    is_decimal = re.fullmatch(r"[+]?([0-9]{1,20}[.]?[0-9]{0,20}|[.][0-9]{1,20})(e-?[0-9]{1,2})?", value)
+    if is_decimal and float(value) <= high and (float(value) > 0.0 or not above):
         return float(value)
-    raise ValueError(f"{option} is {shown(value)}: it must be a number from 0 to {high:,.{0 if high >= 1.0 else 1}f}")
+    most = f"{high:,.{0 if high >= 1.0 else 1}f}"
+    rule = f"above 0, at most {most}" if above else f"from 0 to {most}"
+    raise ValueError(f"{option} is {shown(value)}: it must be a number {rule}")
 
 
 def choice(option: str, value: str, names: Iterable[str], *, otherwise: str = "") -> str:
@@ -103,13 +114,74 @@ def model_of(name: str | None, sequence_length: str | None) -> Transformer:
     return model if tokens is None else replace(model, sequence_length=tokens)
 
 
-def hardware_of(wafer: str | None, system: str | None, nodes: str | None) -> System | Wafer:
-    """Find the hardware: one wafer, or a cluster of nodes.
+class Joined(NamedTuple):
+    """How several wafers are joined, as a user wrote it; None where nothing was said.
+
+    Attributes:
+        wafers: how many.
+        bandwidth: GB/s in one direction of a link, or of a wafer into a switch.
+        latency: microseconds over a link.
+        fabric: one of `WAFER_FABRICS`.
+    """
+
+    wafers: str | None = None
+    bandwidth: str | None = None
+    latency: str | None = None
+    fabric: str | None = None
+
+
+def _refuse_all(joined: Joined, without: str) -> None:
+    for name, value in joined._asdict().items():
+        if value is not None:
+            option = "--wafers" if name == "wafers" else f"--wafer-{name}"
+            raise ValueError(f"{option} is {shown(value)}: it may only be given with {without}")
+
+
+def wafer_of(wafer: str | None) -> Wafer:
+    """Find a wafer by its name.
+
+    Args:
+        wafer: a preset such as `watos-config-3`.
+
+    Raises:
+        ValueError: nothing or an unknown name.
+    """
+    if wafer is None:
+        raise ValueError("--wafer is missing: it must be a wafer such as watos-config-3")
+    return wafers.NAMES[choice("--wafer", wafer, wafers.NAMES)]
+
+
+def wafers_of(wafer: str | None, joined: Joined) -> tuple[str, System | Wafer]:
+    """Find one wafer, or several that are joined, and what to call them.
+
+    Args:
+        wafer: a preset such as `watos-config-3`.
+        joined: how many, and how.
+
+    Raises:
+        ValueError: an unknown name, wafers without bandwidth between them, or words about a link of one wafer alone.
+    """
+    one = wafer_of(wafer)
+    if joined.wafers is None:
+        _refuse_all(joined, "--wafers")
+        return str(wafer), one
+    count = whole("--wafers", joined.wafers, high=MOST_WAFERS)
+    if joined.bandwidth is None:
+        raise ValueError("--wafer-bandwidth is missing: with --wafers it must be the GB/s between them, such as 1800")
+    rate = number("--wafer-bandwidth", joined.bandwidth, high=1e6, above=True)
+    latency = WAFER_LATENCY if joined.latency is None else number("--wafer-latency", joined.latency, high=1e6)
+    fabric = choice("--wafer-fabric", joined.fabric or WAFER_FABRICS[0], WAFER_FABRICS)
+    return f"{count} x {wafer}", several(one, count, Link(bandwidth=rate * GIGA, latency=latency * 1e-6), fabric=fabric)
+
+
+def hardware_of(wafer: str | None, system: str | None, nodes: str | None, joined: Joined) -> tuple[str, System | Wafer]:
+    """Find the hardware, and what to call it: one wafer, several, or a cluster of nodes.
 
     Args:
         wafer: a preset such as `watos-config-3`.
         system: a preset such as `dgx-h100`.
         nodes: how many nodes; 1 where None.
+        joined: how many wafers, and how they are joined.
 
     Raises:
         ValueError: not exactly one of `wafer` and `system`, an unknown name, or nodes that are no whole number.
@@ -121,6 +193,8 @@ def hardware_of(wafer: str | None, system: str | None, nodes: str | None) -> Sys
     if wafer is not None and nodes is not None:
         raise ValueError(f"--nodes is {shown(nodes)}: it may only be given with --system")
     if wafer is not None:
-        return wafers.NAMES[choice("--wafer", wafer, wafers.NAMES)]
+        return wafers_of(wafer, joined)
+    _refuse_all(joined, "--wafer")
     node = chips.NAMES[choice("--system", str(system), chips.NAMES)]
-    return chips.cluster(node, 1 if nodes is None else whole("--nodes", nodes, high=MOST_NODES))
+    count = 1 if nodes is None else whole("--nodes", nodes, high=MOST_NODES)
+    return f"{nodes or 1} x {system}", chips.cluster(node, count)

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from watos_jax.baselines.comparison import Comparison, Side
+from watos_jax.baselines.streamed_wafer import StreamedWafer
 from watos_jax.hardware import System, Wafer
 from watos_jax.report.records import Plain, estimate_record, plain, strategy_names, strategy_record
 from watos_jax.report.tables import digits, pairs, percent, quantity, seconds, stacked, table
@@ -17,14 +18,14 @@ from watos_jax.units import GIGA
 
 
 def comparison_record(wafer: System | Wafer, comparison: Comparison) -> Plain:
-    """Ours, the baselines and the speedup over each; numbers of a side that does not fit are None.
+    """Ours, the baselines and the speedup over each; numbers of a side that does not fit are None, and it says why.
 
     Args:
         wafer: the wafer.
         comparison: the answer.
     """
     return {
-        "ours": schedule_record(wafer, comparison.ours),
+        "ours": _ours(wafer, comparison.ours),
         "baselines": {name: _side(side) for name, side in comparison.baselines.items()},
         "speedup": {name: comparison.speedup(side) for name, side in comparison.baselines.items()},
         "variants": {
@@ -33,12 +34,20 @@ def comparison_record(wafer: System | Wafer, comparison: Comparison) -> Plain:
     }
 
 
+def _ours(wafer: System | Wafer, side: Side) -> Plain:
+    if isinstance(side.answer, Schedule):
+        return schedule_record(wafer, side.answer) | {"reason": side.reason}
+    nothing: Plain = {"fits": False, "tokens_per_second": None, "step_time": None, "evaluated": 0}
+    return nothing | {"feasible": {}, "least_step_time": {}, "reason": side.reason}
+
+
 def schedule_record(wafer: System | Wafer, schedule: Schedule) -> Plain:
     """The best schedule of a wafer: its strategy, who keeps how many bytes for others, and the counts of the search."""
     counts = {
         "evaluated": schedule.evaluated,
         "feasible": schedule.feasible,
         "least_step_time": plain(schedule.least_step_time),
+        "exceeded": schedule.exceeded,
         "pruned": schedule.pruned,
     }
     if not schedule.best:
@@ -70,6 +79,9 @@ def _side(side: Side) -> Plain:
     }
     answer = side.answer
     record: Plain = {"tokens_per_second": side.tokens_per_second, "fits": side.fits, "machine": machine}
+    record["reason"] = side.reason
+    if not isinstance(answer, Plan | StreamedWafer):
+        return record | {"step_time": None, "evaluated": 0}
     if isinstance(answer, Plan):
         choice = answer.best[0] if answer.best else answer.nearest
         if choice is not None:
@@ -96,7 +108,9 @@ def comparison_view(title: str, record: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [table(title, heads, rows)]
     ours = record["ours"]
     ways = ((name, seconds(value), f"{ours['feasible'][name]:,}") for name, value in ours["least_step_time"].items())
-    parts.append(table("Recomputation and memory of ours", ("settled by", "least step", "strategies that fit"), ways))
+    if ours["least_step_time"]:
+        settled = ("settled by", "least step", "strategies that fit")
+        parts.append(table("Recomputation and memory of ours", settled, ways))
     if ours["fits"]:
         sent = sum(ours["sent"])
         shared = {
@@ -104,13 +118,18 @@ def comparison_view(title: str, record: Mapping[str, Any]) -> RenderableType:
             "what shipping adds to the step": percent(ours["step_time"] / ours["step_time_without_shipping"] - 1.0),
         }
         parts.append(pairs("The best of ours", shared))
+    every = {"ours": ours} | record["baselines"] | record["variants"]
+    lines = [f"{name.replace('_', ' ')}: {side['reason']}" for name, side in every.items() if side["reason"]]
+    if lines:
+        parts.append(Group(Text("Why not", "bold"), *(Text(line) for line in lines)))
     return stacked(*parts)
 
 
 def _row(name: str, side: Mapping[str, Any], speedup: float | None) -> tuple[str | Text, ...]:
-    words = name.replace("_", " ")
+    words, tried = name.replace("_", " "), f"{side['evaluated']:,}"
     if not side["fits"]:
-        return words, Text("DOES NOT FIT", "red"), "-", "-", f"{side['evaluated']:,}", *["-"] * 6
+        verdict = Text("DOES NOT FIT" if side["evaluated"] else "NO STRATEGY", "red")
+        return words, verdict, "-", "-", tried, *("-" for _ in range(6))
     strategy, names = side["strategy"], side["strategy_names"]
     level = names["recompute"]
     shown = level if isinstance(level, str) else "by stage" if len(set(level)) > 1 else level[0]
@@ -118,8 +137,8 @@ def _row(name: str, side: Mapping[str, Any], speedup: float | None) -> tuple[str
         words,
         f"{side['tokens_per_second']:,.0f}",
         quantity(side["step_time"], "s", largest=1.0),
-        "" if speedup is None else digits(speedup),
-        f"{side['evaluated']:,}",
+        "-" if speedup is None else digits(speedup),
+        tried,
         f"{strategy['tensor_rows']}x{strategy['tensor_cols']}",
         *(str(strategy[f"{kind}_parallel"]) for kind in ("pipeline", "data", "context")),
         str(strategy["micro_batch_size"]),

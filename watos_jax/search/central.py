@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from watos_jax.batch import map_chunks
 from watos_jax.estimate import ROUNDING
@@ -64,6 +64,7 @@ class Schedule:
         evaluated: strategies solved, each at every level of recomputation.
         feasible: those that fit, by way of settling recomputation.
         least_step_time: the least step time of each way in s, as ranked; infinite where nothing fits.
+        exceeded: strategies that fit in no way, by the limit that they exceed.
         pruned: combinations of degrees that were ruled out before, by reason.
     """
 
@@ -71,6 +72,7 @@ class Schedule:
     evaluated: int
     feasible: dict[str, int]
     least_step_time: dict[str, float]
+    exceeded: dict[str, int] = field(default_factory=dict)
     pruned: dict[str, int] = field(default_factory=dict)
 
 
@@ -102,7 +104,8 @@ def central(
     shared = (system, model, space.roomy_layouts)
     points = (space.strategies, space.geometry.astype(np.int32))
     calls = CHUNKS_PER_CALL if len(space) > CHUNK * CHUNKS_PER_CALL else 1
-    times = map_chunks(_outcome, shared, points, chunk=CHUNK, chunks_per_call=calls)
+    times, has_power = map_chunks(_outcome, shared, points, chunk=CHUNK, chunks_per_call=calls)
+    unfit = {"power": ~has_power, "memory": has_power & ~np.isfinite(times[:, -1])}
     order = np.argsort(times[:, -1], kind="stable")[:EXACT]
     rows = [int(row) for row in order if np.isfinite(times[row, -1])]
     solved = (settled(system, model, space.strategy(row), space.layout(row)) for row in rows)
@@ -117,15 +120,17 @@ def central(
         evaluated=len(space),
         feasible={way: int(np.isfinite(times[:, i]).sum()) for i, way in enumerate(WAYS)},
         least_step_time={way: float(times[:, i].min()) for i, way in enumerate(WAYS)},
+        exceeded={limit: int(which.sum()) for limit, which in unfit.items() if which.any()},
         pruned=space.pruned,
     )
 
 
 def _outcome(
     shared: tuple[System | Wafer, Transformer, Layout], point: tuple[Strategy, Int[Array, ""]]
-) -> Float[Array, " ways"]:
+) -> tuple[Float[Array, " ways"], Bool[Array, ""]]:
     (system, model, layouts), (strategy, geometry) = shared, point
-    return step_times(system, model, strategy, jax.tree.map(lambda leaf: leaf[geometry], layouts))
+    levels = levels_of(system, model, strategy, jax.tree.map(lambda leaf: leaf[geometry], layouts))
+    return _step_times(levels, strategy), _has_power(levels)
 
 
 def step_times(system: System | Wafer, model: Transformer, strategy: Strategy, layout: Layout) -> Float[Array, " ways"]:
@@ -137,7 +142,10 @@ def step_times(system: System | Wafer, model: Transformer, strategy: Strategy, l
         strategy: one strategy; its own `recompute` is not read.
         layout: what the network makes of it.
     """
-    levels = levels_of(system, model, strategy, layout)
+    return _step_times(levels_of(system, model, strategy, layout), strategy)
+
+
+def _step_times(levels: Levels, strategy: Strategy) -> Float[Array, " ways"]:
     plain = step_time(levels.base.stage_forward, levels.base.stage_backward, strategy)
     closed = jax.vmap(lambda f, b: step_time(f, b, strategy))(levels.forward, levels.backward)
     fits = jnp.all(levels.given.room >= 0.0, axis=-1)
@@ -148,8 +156,11 @@ def step_times(system: System | Wafer, model: Transformer, strategy: Strategy, l
     pooled = near_least_sum(levels.given, slowest.slowest)[0]
     together = jnp.where(slowest.fits, shared_step_time(levels, strategy, pooled), jnp.inf)
     ways = jnp.stack([uniform, jnp.minimum(uniform, local), jnp.minimum(jnp.minimum(uniform, local), together)])
-    power = levels.base.margins.get("power", jnp.zeros(()))
-    return jnp.where(power >= -ROUNDING, ways, jnp.inf)
+    return jnp.where(_has_power(levels), ways, jnp.inf)
+
+
+def _has_power(levels: Levels) -> Bool[Array, ""]:
+    return levels.base.margins.get("power", jnp.zeros(())) >= -ROUNDING
 
 
 def _floats(tree: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from watos_jax.batch import CHUNK, CHUNKS_PER_CALL, map_chunks
 from watos_jax.estimate import ROUNDING, Estimate, estimate
@@ -118,7 +118,7 @@ def plan(
         The best strategies, the nearest one where none fits, and the counts.
 
     Raises:
-        ValueError: no strategy is legal on the system, `top` is below 1, or the fidelity is unknown.
+        ValueError: no strategy is legal on the system (`NoStrategy`), `top` is below 1, or the fidelity is unknown.
     """
     if top < 1:
         raise ValueError(f"top is {top}: it must be at least 1")
@@ -134,10 +134,8 @@ def rank(
     system: System | Wafer, model: Transformer, space: StrategySpace, *, top: int = TOP, fidelity: Fidelity = "roofline"
 ) -> Plan:
     """Estimate strategies that were listed before; arguments and answer as of `plan`."""
-    shared = (system, model, space.roomy_layouts)
-    points = (space.strategies, space.geometry.astype(np.int32))
-    calls = 1 if len(space) <= 2 * CHUNK else CHUNKS_PER_CALL
-    step_time, margins = map_chunks(outcome_at("roofline"), shared, points, chunks_per_call=calls)
+    shared, points = _listed(system, model, space)
+    step_time, margins = _outcomes(shared, points)
     names, worst = tuple(margins), np.min(list(margins.values()), axis=0)
     binding = np.argmin(list(margins.values()), axis=0)
     fits = worst >= -ROUNDING
@@ -158,6 +156,23 @@ def rank(
         hardware={name: -margin for name, margin in own.items() if margin < -ROUNDING},
         pruned=space.pruned,
     )
+
+
+def _listed(system: System | Wafer, model: Transformer, space: StrategySpace) -> tuple[Any, Any]:
+    # what all strategies of a list have in common, and the strategies
+    return (system, model, space.roomy_layouts), (space.strategies, space.geometry.astype(np.int32))
+
+
+def _outcomes(shared: Any, points: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    # step time and margins of many strategies by the roofline
+    calls = 1 if len(points[1]) <= 2 * CHUNK else CHUNKS_PER_CALL
+    return map_chunks(outcome_at("roofline"), shared, points, chunks_per_call=calls)
+
+
+def feasible_step_times(system: System | Wafer, model: Transformer, space: StrategySpace) -> Float[np.ndarray, " n"]:
+    """Step time in s of every strategy of a list by the roofline, infinite where it does not fit; see `rank`."""
+    step_time, margins = _outcomes(*_listed(system, model, space))
+    return np.where(np.min(list(margins.values()), axis=0) >= -ROUNDING, step_time, np.inf)
 
 
 @cache

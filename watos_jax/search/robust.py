@@ -30,7 +30,7 @@ from watos_jax.network.layout import layout_of, padded
 from watos_jax.network.tiling import usable
 from watos_jax.placement import damaged_terrain, pipeline_paths, place_on
 from watos_jax.search.plan import every_option, rank
-from watos_jax.search.space import Options, strategies
+from watos_jax.search.space import NoStrategy, Options, strategies
 from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy
 from watos_jax.units import Scalar
 
@@ -120,10 +120,10 @@ def robust(
     ranked: list[tuple[float, Network, Strategy]] = []
     if not faults.cores.any():
         reasons.append("no die lives")
-    for network, pace in _ways(wafer, faults):
+    for network, pace in ways_left(wafer, faults):
         try:
             space = strategies(wafer, model, chosen, max_stages=longest, network=network)
-        except ValueError as error:
+        except NoStrategy as error:
             reasons.append(str(error))
             continue
         found = rank(slowed(wafer, pace), model, space, top=RANKED)
@@ -136,7 +136,7 @@ def robust(
     tried = [
         survivor(wafer, model, strategy, faults, network, order=order, max_stages=longest)
         for _, network, strategy in ranked[:RANKED]
-        for order in _orders(network, Geometry.of(strategy))
+        for order in orders_on(network, Geometry.of(strategy))
     ]
     if faults.cores.any():  # a group that lost one die may do better than groups laid anew
         before = strategies(wafer, model, chosen, max_stages=longest)
@@ -150,9 +150,15 @@ def _living(network: Network) -> int:
     return network.num_devices if network.fabrics[0].damage is None else len(usable(network.fabrics[0]))
 
 
-def _ways(wafer: Wafer, faults: Faults) -> list[tuple[Network, Pace]]:
-    # meshes to lay rectangles on, with the pace of their weakest die: without the dies below each share that occurs,
-    # with and without rectangles that have a dead link inside
+def ways_left(wafer: Wafer, faults: Faults) -> list[tuple[Network, Pace]]:
+    """Meshes to lay rectangles on, with the pace of their weakest die.
+
+    Without the dies below each share that occurs, with and without rectangles that have a dead link inside.
+
+    Args:
+        wafer: the wafer.
+        faults: what is left of it.
+    """
     left = np.minimum(faults.cores, faults.memory).ravel()
     meshes = {
         damaged(wafer, faults, least=float(least), sound=sound): None
@@ -168,8 +174,13 @@ def _ways(wafer: Wafer, faults: Faults) -> list[tuple[Network, Pace]]:
     return found
 
 
-def _orders(network: Network, geometry: Geometry) -> list[tuple[int, ...] | None]:
-    # the serpentine, and those that a local search finds on a damaged mesh
+def orders_on(network: Network, geometry: Geometry) -> list[tuple[int, ...] | None]:
+    """The serpentine, and the best orders that a local search finds on a damaged mesh.
+
+    Args:
+        network: of the mesh.
+        geometry: of a strategy that fits it.
+    """
     paths = pipeline_paths(geometry)
     if network.fabrics[0].damage is None or not len(paths):
         return [None]

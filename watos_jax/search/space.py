@@ -28,6 +28,10 @@ ROOM: Final = 2048
 """`StrategySpace.roomy_layouts` has room for a multiple of this many: spaces up to that size share a compilation."""
 
 
+class NoStrategy(ValueError):
+    """No strategy is legal, whatever its speed; the message counts the reasons."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What a search may choose from, besides the degrees of parallelism; one value may stand for a list of one.
@@ -123,10 +127,10 @@ class StrategySpace:
             reason: why the others are not.
 
         Raises:
-            ValueError: none is kept.
+            NoStrategy: none is kept.
         """
         if not kept.any():
-            raise ValueError(f"no strategy is left of {len(self)}: {reason}")
+            raise NoStrategy(f"no strategy is left of {len(self)}: {reason}")
         pruned = self.pruned | {reason: int(np.sum(~kept))}
         return replace(
             self,
@@ -169,7 +173,7 @@ def strategies(
         The stacked strategies in a fixed order, small tensor groups first.
 
     Raises:
-        ValueError: no strategy is legal; the message counts the reasons.
+        NoStrategy: no strategy is legal.
     """
     pruned: Counter[str] = Counter()
     network = Network.of(system) if network is None else network
@@ -187,7 +191,7 @@ def strategies(
             blocks.setdefault(name, []).append(values)
     if not geometries:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in pruned.most_common())
-        raise ValueError(f"no strategy is legal on {num_usable(network)} dies: {reasons}")
+        raise NoStrategy(f"no strategy is legal on {num_usable(network)} dies: {reasons}")
     longest = max(geometry.pipeline for geometry in geometries)
     stages = padded(longest) if max_stages is None else max_stages
     rows = [layout_of(network, geometry, max_stages=stages) for geometry in geometries]
