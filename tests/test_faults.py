@@ -1,5 +1,6 @@
 """Faults: the whole wafer where nothing is lost, detours against a search of its own, packings, who takes over."""
 
+import json
 from collections import deque
 from dataclasses import replace
 from itertools import product
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from watos_jax.cli import main
 from watos_jax.estimate import estimate
 from watos_jax.faults import Faults, Pace, damaged, draw, no_faults, paces, slowed, taken_over
 from watos_jax.network.contention import Network
@@ -19,9 +21,10 @@ from watos_jax.network.layout import layout_of
 from watos_jax.network.tiling import corners, usable
 from watos_jax.network.topology import Fabric, hops, link_loads
 from watos_jax.presets import models, wafers
+from watos_jax.search.draws import DrawPlan, plan_for_draws, study_draws
 from watos_jax.search.plan import plan
-from watos_jax.search.robust import naive, robust, survivor
-from watos_jax.search.space import Options
+from watos_jax.search.robust import naive, orders_on, robust, survivor, ways_left
+from watos_jax.search.space import Options, strategies
 from watos_jax.strategy import Strategy
 
 SIDES = st.tuples(st.integers(1, 4), st.integers(1, 5))
@@ -345,3 +348,130 @@ def test_each_stage_at_its_own_pace_is_between_all_fast_and_all_slow(whole):
     )
     assert fast < float(mixed.step_time) < slow
     assert float(mixed.estimate.step_time) == slow
+
+
+# one plan for many draws
+
+GRID = wafer(2, 3)
+LAYERS = replace(models.LLAMA2_7B, num_layers=6)
+PLAIN = replace(FEW, global_batch_size=12, recompute="none")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Another die and another link are dead; the second draw is twice as likely."""
+    one, other = (draw(GRID, dies=1 / 6, links=1 / 7, seed=seed) for seed in (1, 3))
+    return [one, other, other]
+
+
+@pytest.fixture(scope="module")
+def tried(drawn):
+    """Step times of every strategy of the wafer in every draw: all ways and orders, and with its places kept."""
+    space, found = strategies(GRID, LAYERS, PLAIN), {}
+    for row in range(len(space)):
+        strategy = space.strategy(row)
+        geometry, times = Geometry.of(strategy), []
+        for faults in drawn[:2]:
+            every = [naive(GRID, LAYERS, strategy, faults)]
+            for network, _ in ways_left(GRID, faults):
+                if misfit(network, geometry) is None:
+                    orders = orders_on(network, geometry)
+                    every += [survivor(GRID, LAYERS, strategy, faults, network, order=o, max_stages=8) for o in orders]
+            times.append(min(float(one.step_time) for one in every))
+        found[row] = [times[0], times[1], times[1]]
+    return np.array(list(found.values())), space
+
+
+@pytest.mark.parametrize("objective", ["worst", "mean"])
+def test_one_plan_for_all_draws_is_the_best_that_trying_every_strategy_finds(drawn, tried, objective, eps):
+    times, space = tried
+    values = times.max(axis=1) if objective == "worst" else times.mean(axis=1)
+    best = int(values.argmin())
+    found = plan_for_draws(GRID, LAYERS, drawn, options=PLAIN, objective=objective)
+    assert found.value == pytest.approx(float(values[best]), rel=64 * eps)
+    np.testing.assert_allclose(found.step_times, times[best], rtol=64 * eps)
+    assert jax.tree.leaves(found.strategy) == jax.tree.leaves(space.strategy(best))
+    # what is best for one draw is best neither for the other nor for the worst of both
+    if objective == "worst":
+        assert all(values[times[:, one].argmin()] > 1.005 * values[best] for one in (0, 1))
+    else:
+        assert times.max(axis=1)[best] > 1.005 * times.max(axis=1).min()
+
+
+@pytest.fixture(scope="module")
+def studied(drawn):
+    return study_draws(GRID, LAYERS, drawn[:2], options=PLAIN)
+
+
+def test_who_knows_the_draw_is_no_slower_and_who_keeps_its_plan_no_quicker(studied):
+    times = studied.step_times
+    assert (times["robust"] <= times["one_plan"]).all() and (times["robust"] <= times["naive"]).all()
+    assert times["one_plan"].max() <= times["naive"].max() and times["robust"].max() < times["one_plan"].max()
+    assert float(studied.whole.estimate.step_time) < times["robust"].min()
+
+
+def test_where_no_strategy_fits_every_draw_there_is_no_plan(drawn):
+    large = replace(models.GPT3_175B, num_layers=24)
+    found = plan_for_draws(GRID, large, drawn[:1], options=PLAIN)
+    assert found.strategy is None and found.value == np.inf and found.feasible == 0 < found.evaluated
+    with pytest.raises(ValueError, match=r"none of \d+ strategies fits the wafer without faults: memory \(\d+\)"):
+        study_draws(GRID, large, drawn[:1], options=PLAIN)
+    with pytest.raises(ValueError, match="objective is 'best': it must be one of worst, mean"):
+        plan_for_draws(GRID, LAYERS, drawn, objective="best")
+    with pytest.raises(ValueError, match="draws is empty: there must be at least one"):
+        plan_for_draws(GRID, LAYERS, [])
+
+
+def test_the_command_prints_every_draw_and_the_worst(studied, monkeypatch, capfd):
+    asked = {}
+
+    def found(machine, model, draws, **options):
+        asked.update(options, draws=draws)
+        return studied
+
+    monkeypatch.setattr("watos_jax.search.draws.study_draws", found)
+    words = "faults llama2-7b --wafer watos-config-3 --dead-dies 0.1 --dead-links 0.05 --draws 2 --seed 7".split()
+    assert main([*words, "--json"]) == 0
+    record = json.loads(capfd.readouterr()[0])
+    expected = [draw(wafers.WATOS_CONFIG_3, dies=0.1, links=0.05, seed=seed) for seed in (7, 8)]
+    assert jax.tree.all(jax.tree.map(np.array_equal, asked["draws"], expected)) and asked["objective"] == "worst"
+    times = studied.step_times
+    for way, each in times.items():
+        assert [one[way]["step_time"] for one in record["draws"]] == pytest.approx(each.tolist())
+        assert record["step_time"][way]["worst"] == pytest.approx(each.max())
+        assert record["step_time"][way]["median"] == pytest.approx(float(np.median(each)))
+        for one in record["draws"]:
+            assert one[way]["tokens_per_second"] * one[way]["step_time"] == pytest.approx(12 * 4096)
+    assert record["one_plan"]["value"] == record["step_time"]["one_plan"]["worst"]
+    assert main(words) == 0
+    out = capfd.readouterr()[0]
+    assert "one plan, worst draw" in out and "median" in out and "anew for draw 2" in out
+    lost = replace(studied, plan=DrawPlan(None, (), "worst", 3, 0))
+    monkeypatch.setattr("watos_jax.search.draws.study_draws", lambda *_, **__: lost)
+    assert main([*words, "--json"]) == 0
+    record = json.loads(capfd.readouterr()[0])
+    assert record["one_plan"]["strategy"] is record["step_time"]["one_plan"]["worst"] is None
+    assert main(words) == 0 and "DOES NOT FIT" in capfd.readouterr()[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--dead-dies 0.1", "--wafer is missing: it must be a wafer such as watos-config-3"),
+        ("--wafer dojo", "--wafer is 'dojo': it must be one of"),
+        (
+            "--wafer dojo-tile",
+            "--dead-dies is 0: it, --dead-links or --harvested must be above 0, such as --dead-dies 0.1",
+        ),
+        ("--wafer dojo-tile --dead-dies 1.5", "--dead-dies is '1.5': it must be a number from 0 to 1"),
+        ("--wafer dojo-tile --dead-dies 1", "--dead-dies is '1': it must leave at least one of 25 dies"),
+        ("--wafer dojo-tile --harvested 0.1 --left 0", "--left is '0': it must be a number above 0, at most 1"),
+        ("--wafer dojo-tile --dead-links 0.1 --draws 0", "--draws is '0': it must be a whole number from 1 to 1,000"),
+        ("--wafer dojo-tile --dead-links 0.1 --objective best", "--objective is 'best': it must be one of worst, mean"),
+        ("--wafer dojo-tile --dead-links half", "--dead-links is 'half': it must be a number from 0 to 1"),
+    ],
+)
+def test_bad_words_of_the_command_are_one_sentence(words, message, capfd):
+    assert main(["faults", "llama2-7b", *words.split()]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1

@@ -41,6 +41,8 @@ def estimate(
           --fidelity predictor
       watos estimate gpt3-175b --system dgx-a100 --nodes 8 --tensor-cols 8 --pipeline-parallel 8 \\
           --global-batch-size 64 --recompute full
+      watos estimate gpt3-175b --wafer watos-config-3 --wafers 2 --wafer-bandwidth 400 --tensor-cols 4 \\
+          --pipeline-parallel 28
       watos estimate path/to/config.json --sequence-length 4096 --wafer dojo-tile --tensor-cols 4 --json
     """  # noqa: D301
     prepare()

@@ -40,7 +40,6 @@ def plan(
       watos plan megatron-22b --system dgx-a100 --global-batch-size 32
       watos plan llama3-70b --system dgx-h100 --nodes 8 --top 3 --json
       watos plan llama3-70b --wafer watos-config-3-d2d-half
-      watos plan gpt3-175b --wafer watos-config-3 --wafers 2 --wafer-bandwidth 400
       watos plan llama3-70b --wafer watos-config-3 --fidelity predictor
     """  # noqa: D301
     prepare()

@@ -6,10 +6,11 @@ and sharding are chosen once, and only the places of rectangles follow the fault
     minimise over strategies s   max over draws d of T(s, d)      or      mean over draws d of T(s, d)
 
 with T the least step time over the ways of laying the rectangles of s on what d leaves, infinite where s does not fit.
-All strategies that are legal in every draw are estimated in every draw, stages in the order of the serpentine and at
-the pace of the weakest die in use: with dead dies and links alone this is T on serpentines, exactly; with harvested
-dies it is no less. The best of them, and the best of the whole wafer, are scored again as `robust` scores: each stage
-at its own pace, stages placed by local search, or strategy and places kept as `naive` does, whichever is quickest.
+All strategies are estimated in every draw, stages in the order of the serpentine and at the pace of the weakest die in
+use: with dead dies and links alone this is T on serpentines, exactly; with harvested dies it is no less. The best of
+those that fit every draw, of those that fit some, and of the whole wafer are scored again as `robust` scores: each
+stage at its own pace, stages placed by local search, or strategy and places kept as `naive` does, whichever is
+quickest. The best by this second score is returned, which a strategy outside those lists could still beat.
 
 Neglects: what `robust` neglects; draws are equally likely, and a draw that is not among them is not guarded against.
 """
@@ -22,7 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from watos_jax.faults import Faults, slowed
+from watos_jax.faults import Faults, no_faults, slowed
 from watos_jax.hardware import Wafer
 from watos_jax.model import Transformer
 from watos_jax.network.geometry import Geometry, misfit
@@ -102,23 +103,29 @@ def plan_for_draws(
     chosen = options or Options(global_batch_size=global_batch_size)
     longest = padded(int(min(float(wafer.num_dies), float(model.num_layers), chosen.max_pipeline)))
     reasons: list[str] = []
-    keys, times = _least_times(wafer, model, draws[0], chosen, longest, reasons)
-    times = times[:, None]
-    for faults in draws[1:]:
-        others, more = _least_times(wafer, model, faults, chosen, longest, reasons)
-        keys, old, new = np.intersect1d(keys, others, assume_unique=True, return_indices=True)
-        times = np.concatenate([times[old], more[new, None]], axis=1)
-    fits = np.isfinite(times).all(axis=1)
-    ranked = np.where(fits, OBJECTIVES[objective](times, axis=1), np.inf)
-    tried = [_strategy(keys[row]) for row in np.argsort(ranked, kind="stable")[:RANKED] if fits[row]]
-    whole = strategies(wafer, model, chosen, max_stages=longest)
-    tried += [one.strategy for one in rank(wafer, model, whole, top=RANKED).best]
-    best = DrawPlan(None, (), objective, len(keys), int(fits.sum()), tuple(reasons))
-    for strategy in tried:
-        every = [_quickest(wafer, model, strategy, faults, longest) for faults in draws]
-        survivors = tuple(one for one in every if one is not None)
-        if len(survivors) == len(draws):
-            best = min(best, replace(best, strategy=strategy, survivors=survivors), key=lambda one: one.value)
+    found = [_least_times(wafer, model, faults, chosen, longest, reasons) for faults in (no_faults(wafer), *draws)]
+    keys = np.unique(np.concatenate([here for here, _ in found]))
+    times, legal = np.full((len(keys), len(found)), np.inf), np.zeros((len(keys), len(found)), bool)
+    for number, (here, least) in enumerate(found):
+        rows = np.searchsorted(keys, here)
+        times[rows, number], legal[rows, number] = least, True
+    whole, drawn = times[:, :1], times[:, 1:]
+    fits, statistic = np.isfinite(drawn), OBJECTIVES[objective]
+    # where a strategy cannot be laid anew, its places may be kept: at best as fast as on the whole wafer
+    ranked, always = statistic(np.where(fits, drawn, whole), axis=1), fits.all(axis=1)
+    groups = np.where(always, ranked, np.inf), np.where(fits.any(axis=1) & ~always, ranked, np.inf), whole[:, 0]
+    first = [row for values in groups for row in np.argsort(values, kind="stable")[:RANKED] if values[row] < np.inf]
+    best = DrawPlan(None, (), objective, int(legal[:, 1:].all(axis=1).sum()), int(always.sum()), tuple(reasons))
+    for row in dict.fromkeys(first):
+        survivors: list[Survivor] = []
+        for faults in draws:
+            one = _quickest(wafer, model, _strategy(keys[row]), faults, longest)
+            so_far = [float(each.step_time) for each in (*survivors, *([one] if one else []))]
+            if one is None or statistic(so_far + [0.0] * (len(draws) - len(so_far))) >= best.value:
+                break
+            survivors.append(one)
+        else:
+            best = replace(best, strategy=_strategy(keys[row]), survivors=tuple(survivors))
     return best
 
 
