@@ -4,9 +4,11 @@ import re
 from collections import Counter
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
+from watos_jax.baselines.megatron import allowed
 from watos_jax.batch import map_chunks
 from watos_jax.estimate import ROUNDING, estimate
 from watos_jax.memory import stages
@@ -153,6 +155,62 @@ def test_arguments_of_megatron():
 def test_what_megatron_cannot_do_is_said(changes, sentence):
     strategy = replace(Strategy(tensor_cols=2, pipeline_parallel=4, global_batch_size=12), **changes)
     assert megatron_arguments(models.LLAMA3_70B, strategy)[1] == [sentence]
+
+
+MIXTURES = {
+    "first three dense": models.DEEPSEEK_V3,
+    "every second": models.GSHARD_137B,
+    "all": models.MIXTRAL_8X7B,
+    "one dense, then every third, two over": replace(
+        models.GSHARD_137B, num_dense_layers=1, moe_layer_interval=3, num_layers=30
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_layers_with_experts_are_stated_as_a_pattern_that_megatron_reads(name):
+    model = MIXTURES[name]
+    layers = int(model.num_layers)
+    arguments, missing = megatron_arguments(model, Strategy(recompute=RECOMPUTE_LEVELS.index("mlp")))
+    ours = np.asarray(stages(model, Strategy(pipeline_parallel=layers), layers).mixture).tolist()  # a layer each
+    if "--moe-layer-freq" in arguments:
+        pattern = _value(arguments, "moe-layer-freq")
+        assert re.fullmatch(r"[\d\[\]()+*,]+", pattern), "Megatron evaluates nothing else"
+        stated = eval(pattern)  # as Megatron does
+    else:
+        stated = [1] * layers  # its default
+    assert stated == ours and missing == []
+    modules = arguments[arguments.index("--recompute-modules") + 1 :]
+    assert modules == ["core_attn", "layernorm", *["mlp"] * (0 in stated), "moe"]
+
+
+def test_dimensions_of_experts_and_latent_attention_are_stated():
+    arguments, missing = megatron_arguments(replace(models.DEEPSEEK_V2, capacity_factor=1.25), Strategy(tensor_cols=2))
+    expected = {
+        "moe-shared-expert-intermediate-size": "3072",  # two of 1,536 (arXiv 2405.04434, section 3.1.2)
+        "moe-layer-freq": "[0]*1+[1]*59",
+        "moe-expert-capacity-factor": "1.25",
+        "kv-lora-rank": "512",
+        "q-lora-rank": "1536",
+        "qk-head-dim": "128",
+        "qk-pos-emb-head-dim": "64",
+        "v-head-dim": "128",
+        "position-embedding-type": "rope",
+    }
+    assert {name: _value(arguments, name) for name in expected} == expected
+    assert "--multi-latent-attention" in arguments and "--kv-channels" not in arguments and missing == []
+    assert _value(megatron_arguments(models.QWEN3_32B, Strategy())[0], "kv-channels") == "128"  # 64 heads, not 80 wide
+    assert _value(megatron_arguments(models.GPT3_175B, Strategy())[0], "position-embedding-type") == "learned_absolute"
+    assert "--kv-channels" not in megatron_arguments(models.GPT3_175B, Strategy())[0]
+
+
+def test_experts_in_tensor_groups_need_sequence_parallelism():
+    split = Strategy(tensor_cols=2, sequence_parallel=0)
+    sentence = "sequence_parallel is 0: Megatron-LM refuses it where experts are trained in tensor groups"
+    assert megatron_arguments(models.MIXTRAL_8X7B, split)[1] == [sentence]
+    many = jax.tree.map(lambda *leaves: np.array(leaves), split, replace(split, sequence_parallel=1), Strategy())
+    assert allowed(wafers.WATOS_CONFIG_3, models.MIXTRAL_8X7B, many).tolist() == [False, True, True]
+    assert allowed(wafers.WATOS_CONFIG_3, models.LLAMA3_70B, many).all()
 
 
 def _layers_of(layout):

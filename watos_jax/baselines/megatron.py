@@ -2,9 +2,10 @@
 
 Its rules: tensor groups inside the fast domain (the innermost tier: a node, or a whole wafer) with a ring among them;
 1F1B, interleaved or not; recomputation of the attention core, norms and MLP, or of whole layers, the same on every
-stage; sharding of optimizer, gradients and weights; memory local to each stage. Stages may be uneven, as its recent
-versions allow (`--pipeline-model-parallel-layout`), or only equal, as the older ones want them. On a wafer it gets our
-placement of its groups, which its numbering of ranks does not know.
+stage; sharding of optimizer, gradients and weights; memory local to each stage; experts in tensor groups only with
+sequence parallelism. Stages may be uneven, as its recent versions allow (`--pipeline-model-parallel-layout`), or only
+equal, as the older ones want them. On a wafer it gets our placement of its groups, which its numbering of ranks does
+not know.
 
 Reference: Narayanan et al., SC 2021, arXiv 2104.04473; Korthikanti et al., arXiv 2205.05198; Megatron Core's arguments.
 """
@@ -26,6 +27,17 @@ LEVELS: Final = ("none", "selective", "norms", "mlp", "full")
 """Levels of recomputation that its arguments can state."""
 
 
+def can_train_experts(model: Transformer, strategy: Strategy) -> Bool[np.ndarray, "*n"]:
+    """Whether Megatron-LM's mixture layers accept the split: tensor groups only with sequence parallelism.
+
+    Args:
+        model: the transformer, concrete.
+        strategy: one strategy, or many as record of arrays.
+    """
+    whole = np.asarray(strategy.tensor_parallel) == 1.0
+    return np.asarray((float(model.num_experts) == 0.0) | whole | (np.asarray(strategy.sequence_parallel) == 1.0))
+
+
 def allowed(
     system: System | Wafer, model: Transformer, strategies: Strategy, *, equal_stages: bool = False
 ) -> Bool[np.ndarray, " n"]:
@@ -40,6 +52,7 @@ def allowed(
     domain = Network.of(system).fabrics[0].num_nodes
     equal = np.mod(float(model.num_layers), strategies.pipeline_parallel) == 0
     inside = (strategies.tensor_parallel <= domain) & (strategies.tensor_collective == 0)
+    inside = inside & can_train_experts(model, strategies)
     return inside & equal if equal_stages else inside
 
 

@@ -5,12 +5,15 @@ from typing import Final
 
 import numpy as np
 
+from watos_jax.baselines.megatron import can_train_experts
 from watos_jax.memory import stages
 from watos_jax.model import Transformer
 from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, Strategy
+from watos_jax.workload import layer_counts
 
-SELECTIVE: Final = ("core_attn", "layernorm", "mlp")
-"""Modules that Megatron recomputes, in the order in which our levels drop them: attention core, norms, MLP."""
+SELECTIVE: Final = {"selective": ("core_attn",), "norms": ("core_attn", "layernorm"), "mlp": ("core_attn", "layernorm")}
+"""Modules that Megatron recomputes at our levels; at the last also `mlp` in dense layers and `moe` in mixture layers,
+whose tokens are dispatched again."""
 
 
 def megatron_arguments(model: Transformer, strategy: Strategy) -> tuple[list[str], list[str]]:
@@ -49,9 +52,11 @@ def megatron_arguments(model: Transformer, strategy: Strategy) -> tuple[list[str
     if strategy.flash_attention:
         arguments.append("--use-flash-attn")
     arguments += _sharding(strategy, missing)
-    arguments += _recomputation(strategy, missing)
+    arguments += _recomputation(model, strategy, missing)
     if strategy.schedule and strategy.pipeline_parallel > 1:
         missing.append(f"schedule is {SCHEDULES[int(strategy.schedule)]}: Megatron-LM runs 1F1B")
+    if not can_train_experts(model, strategy):
+        missing.append("sequence_parallel is 0: Megatron-LM refuses it where experts are trained in tensor groups")
     return arguments, missing
 
 
@@ -68,18 +73,57 @@ def _model_arguments(model: Transformer) -> list[str]:
     arguments = _numbers(values)
     if grouped:
         arguments += ["--group-query-attention", *_numbers({"num-query-groups": model.num_kv_heads})]
+    if model.is_latent_attention:
+        arguments += _latent_attention(model)
+    elif model.head_dim * model.num_attention_heads != model.hidden_size:
+        arguments += _numbers({"kv-channels": model.head_dim})
+    arguments += ["--position-embedding-type", "learned_absolute" if model.learned_positions else "rope"]
     if model.num_experts:
-        experts = {
-            "num-experts": model.num_experts,
-            "moe-router-topk": model.experts_per_token,
-            "moe-ffn-hidden-size": model.moe_ffn_hidden_size,
-        }
-        arguments += _numbers(experts)
+        arguments += _experts(model)
     if model.gated_mlp:
         arguments.append("--swiglu")
     if not model.tied_embeddings:
         arguments.append("--untie-embeddings-and-output-weights")
     return arguments
+
+
+def _latent_attention(model: Transformer) -> list[str]:
+    # Megatron counts the rotary part of a head beside the rest, we count it in
+    dims = {
+        "kv-lora-rank": model.kv_lora_rank,
+        "qk-head-dim": model.head_dim - model.qk_rope_head_dim,
+        "qk-pos-emb-head-dim": model.qk_rope_head_dim,
+        "v-head-dim": model.v_head_dim or model.head_dim,
+    }
+    ranks = {"q-lora-rank": model.q_lora_rank} if model.q_lora_rank else {}
+    return ["--multi-latent-attention", *_numbers(ranks | dims)]
+
+
+def _experts(model: Transformer) -> list[str]:
+    experts = {
+        "num-experts": model.num_experts,
+        "moe-router-topk": model.experts_per_token,
+        "moe-ffn-hidden-size": model.moe_ffn_hidden_size,
+    }
+    if model.num_shared_experts:
+        experts["moe-shared-expert-intermediate-size"] = model.num_shared_experts * model.moe_ffn_hidden_size
+    arguments = _numbers(experts)
+    if model.num_dense_layers or model.moe_layer_interval > 1:
+        arguments += ["--moe-layer-freq", _layer_pattern(model)]
+    if model.capacity_factor > 1:
+        factor = f"{float(model.capacity_factor):g}"
+        arguments += ["--moe-expert-capacity-factor", factor, "--moe-pad-expert-input-to-capacity"]
+    return arguments
+
+
+def _layer_pattern(model: Transformer) -> str:
+    # a Python list, 1 for every layer with experts: Megatron's whole number N means layers 0, N, 2 N, ..., and ours are
+    # the last of every N
+    leading, interval = int(model.num_dense_layers), int(model.moe_layer_interval)
+    rounds, rest = divmod(int(model.num_layers) - leading, interval)
+    period = f"([0]*{interval - 1}+[1])" if interval > 1 else "[1]"
+    parts = ((f"[0]*{leading}", leading), (f"{period}*{rounds}", rounds), (f"[0]*{rest}", rest))
+    return "+".join(part for part, number in parts if number)
 
 
 def _uneven_stages(model: Transformer, strategy: Strategy) -> list[str]:
@@ -111,17 +155,18 @@ def _sharding(strategy: Strategy, missing: list[str]) -> list[str]:
     return ["--use-custom-fsdp", "--data-parallel-sharding-strategy", strategies[level]]
 
 
-def _recomputation(strategy: Strategy, missing: list[str]) -> list[str]:
+def _recomputation(model: Transformer, strategy: Strategy, missing: list[str]) -> list[str]:
     name = RECOMPUTE_LEVELS[int(strategy.recompute)]
-    modules = {"selective": 1, "norms": 2, "mlp": 3}
     if name == "none":
         return []
     if name == "full":
         return ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]
-    if name not in modules:
+    if name not in SELECTIVE:
         missing.append(f"recompute is {name}: Megatron-LM has no argument that stops there")
         return []
-    return ["--recompute-granularity", "selective", "--recompute-modules", *SELECTIVE[: modules[name]]]
+    dense, mixture = layer_counts(model)
+    blocks = [block for block, number in (("mlp", dense), ("moe", mixture)) if name == "mlp" and number > 0]
+    return ["--recompute-granularity", "selective", "--recompute-modules", *SELECTIVE[name], *blocks]
 
 
 def _numbers(values: dict) -> list[str]:
