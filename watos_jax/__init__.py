@@ -37,11 +37,11 @@ from watos_jax.search.candidates import Infeasible as Infeasible
 from watos_jax.search.central import Schedule as Schedule
 from watos_jax.search.central import central as central
 from watos_jax.search.certificate import Certificate as Certificate
-from watos_jax.search.codesign import Design as Design
 from watos_jax.search.codesign import codesign as codesign
 from watos_jax.search.compromise import Case as Case
 from watos_jax.search.compromise import Compromise as Compromise
 from watos_jax.search.compromise import compromise as compromise
+from watos_jax.search.design import Design as Design
 from watos_jax.search.draws import DrawPlan as DrawPlan
 from watos_jax.search.draws import DrawStudy as DrawStudy
 from watos_jax.search.draws import plan_for_draws as plan_for_draws

@@ -17,7 +17,7 @@ from watos_jax.fabrication import area_fractions
 from watos_jax.hardware import System, Wafer
 from watos_jax.model import Transformer
 from watos_jax.report.megatron import megatron_arguments
-from watos_jax.search.codesign import Design
+from watos_jax.search.design import Design
 from watos_jax.search.plan import Choice, Plan
 from watos_jax.search.refine import Refined
 from watos_jax.search.resolved import ResolvedPrice

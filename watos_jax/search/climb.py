@@ -24,8 +24,8 @@ from watos_jax.estimate import ROUNDING, Estimate, estimate
 from watos_jax.hardware import Budget, Knobs, Wafer
 from watos_jax.search import lattice
 from watos_jax.search.candidates import Candidates, take
-from watos_jax.search.codesign import Design
 from watos_jax.search.descend import Point, score
+from watos_jax.search.design import Design
 from watos_jax.strategy import Strategy
 
 MEANS: Final = {"arithmetic": 1.0, "geometric": 0.0, "harmonic": -1.0, "worst": -np.inf}

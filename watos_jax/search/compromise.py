@@ -17,7 +17,8 @@ from watos_jax.model import Transformer
 from watos_jax.search import lattice
 from watos_jax.search.candidates import OPTIONS, Infeasible, candidates
 from watos_jax.search.climb import MEANS, Climber, power_mean, starts_of
-from watos_jax.search.codesign import GAP, TIME_LIMIT, Design, codesign
+from watos_jax.search.codesign import GAP, TIME_LIMIT, codesign
+from watos_jax.search.design import Design
 from watos_jax.search.objective import STEP_TIME, Objective
 from watos_jax.search.space import Options
 from watos_jax.strategy import Strategy

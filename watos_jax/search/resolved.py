@@ -17,7 +17,8 @@ import numpy as np
 from watos_jax.hardware import Budget
 from watos_jax.model import Transformer
 from watos_jax.search.candidates import OPTIONS, Infeasible
-from watos_jax.search.codesign import Design, codesign
+from watos_jax.search.codesign import codesign
+from watos_jax.search.design import Design
 from watos_jax.search.lattice import NAMES
 from watos_jax.search.shadow import ALLOWANCES, shadow_prices
 from watos_jax.search.space import Options

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from watos_jax.hardware import Budget
 from watos_jax.model import Transformer
-from watos_jax.search.codesign import Design
+from watos_jax.search.design import Design
 from watos_jax.search.lattice import NAMES
 from watos_jax.search.relaxed import VALUE, Optimum, Problem
 from watos_jax.search.shadow import problem_of

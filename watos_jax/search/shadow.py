@@ -14,7 +14,7 @@ import numpy as np
 
 from watos_jax.hardware import Budget, Wafer
 from watos_jax.model import Transformer
-from watos_jax.search.codesign import Design
+from watos_jax.search.design import Design
 from watos_jax.search.relaxed import FIXED, VALUE, Optimum, Problem, Relaxed
 from watos_jax.units import GIGA, MM
 
