@@ -10,8 +10,9 @@ from test_search import MODEL, OPTIONS, exhaustive, small_budget
 import watos_jax as wj
 from watos_jax.batch import map_chunks
 from watos_jax.presets import budgets
-from watos_jax.search import bounds, lattice
-from watos_jax.search.bounds import AXES, EXPONENTS, Grids, exact_times, reciprocals, tangent
+from watos_jax.search import bounds, boxes, lattice
+from watos_jax.search.bounds import EXPONENTS, exact_times, reciprocals, tangent
+from watos_jax.search.boxes import AXES, Grids
 from watos_jax.search.codesign import Options, codesign
 from watos_jax.search.descend import Candidate, Point, Shared
 from watos_jax.search.lattice import NAMES
@@ -43,7 +44,7 @@ class Sample:
         small = [NAMES.index(name) for name in ("sram_bytes_per_core", "dram_stacks", "d2d_bandwidth")]
         self.index[:, small] = self.index[:, small] * rng.random((size, 3)) ** 2
         places = grids[self.which], lattice.values_at(budget, self.index)
-        room = map_chunks(bounds.room, budget, places)
+        room = map_chunks(boxes.room, budget, places)
         rows = lattice.values_at(budget, self.index)[:, CORES[0]]
         most = np.minimum(np.floor(room / rows), float(budget.high.core_cols))
         first, step = (lattice.to_array(side)[CORES[1]] for side in (budget.low, budget.step))
@@ -91,13 +92,13 @@ def test_a_cover_holds_every_point_of_the_lattice_once():
     # cores that fit nowhere are in no box: the cheapest designs of all
     index[:, [0, 1]] = 0
     index[:, [2, 3]] = index[:, [2, 3]] // 8
-    boxes = grids.cover()
-    holds = ((boxes.low <= index[:, None]) & (index[:, None] <= boxes.high)).all(axis=2)
+    cover = grids.cover()
+    holds = ((cover.low <= index[:, None]) & (index[:, None] <= cover.high)).all(axis=2)
     assert (holds.sum(axis=1) == 1).all()
     # what a box of all would be bounded by is below each of them
     low = np.zeros((1, len(AXES)), int)
     whole = grids.boxes(np.zeros(1, int), low, low + grids.sizes[AXIS] - 1)
-    assert (whole.least <= boxes.least * (1 + 1e-12)).all()
+    assert (whole.least <= cover.least * (1 + 1e-12)).all()
 
 
 @pytest.mark.parametrize(
@@ -127,11 +128,11 @@ def test_no_lattice_point_is_below_a_bound_of_its_boxes(name, model, least):
     last = lattice.counts(sample.budget)[AXIS] - 1
     reach = rng.integers(0, last + 1, (2, count, len(AXES))) * rng.random((2, count, 1)) ** 4
     low, high = np.maximum(index - reach[0].astype(int), 0), np.minimum(index + reach[1].astype(int), last)
-    boxes = grids.boxes(sample.which, low, high)
-    assert len(boxes.grid) == count
-    bound = (weights * boxes.least).sum(axis=1)
+    around = grids.boxes(sample.which, low, high)
+    assert len(around.grid) == count
+    bound = (weights * around.least).sum(axis=1)
     assert (bound <= times * (1 + 1e-9)).all()
-    assert (touched.stacks <= boxes.stacks * (1 + bounds.SLACK)).sum() >= (touched.stacks <= here[:, 3]).sum()
+    assert (touched.stacks <= around.stacks * (1 + bounds.SLACK)).sum() >= (touched.stacks <= here[:, 3]).sum()
     assert np.median(tight / times) > 0.99
 
 
@@ -168,7 +169,7 @@ def test_the_proven_best_equals_an_exhaustive_scan_of_a_small_lattice(seed):
 
 
 def test_a_proof_cut_short_says_what_it_has(monkeypatch):
-    monkeypatch.setattr(bounds, "COVER", (1,) * len(AXES))
+    monkeypatch.setattr(boxes, "COVER", (1,) * len(AXES))
     design = codesign(MODEL, small_budget(0), options=OPTIONS, time_limit=0.0)
     proof = design.certificate
     assert 0.0 < proof.lower_bound < proof.value

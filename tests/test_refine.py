@@ -21,7 +21,7 @@ from watos_jax.presets import budgets
 from watos_jax.report.records import design_record
 from watos_jax.report.tables import design_view
 from watos_jax.search import lattice
-from watos_jax.search.bounds import AXES, Grids
+from watos_jax.search.boxes import AXES, Grids
 from watos_jax.search.candidates import candidates
 from watos_jax.search.certificate import certify
 from watos_jax.search.codesign import codesign

@@ -5,7 +5,7 @@ lattice. What is not better than the incumbent by more than the gap is dropped; 
 and its tangents taken anew where the bound is least, until nothing is left. Boxes of a single point are given to the
 hard model, which may find a better design on the way. Double precision throughout.
 
-What is bounded is a `Problem`: `Local`, where every stage lives in its own memory, or `pooled.Pooled`.
+What is bounded is a `Problem`: `local.Local`, where every stage lives in its own memory, or `pooled.Pooled`.
 """
 
 import time
@@ -13,15 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from watos_jax.batch import map_chunks
-from watos_jax.estimate import ROUNDING
-from watos_jax.search.bounds import MACS, SLACK, Boxes, Grids, exact_times, tangent
+from watos_jax.search.bounds import MACS
+from watos_jax.search.boxes import Boxes, Grids
 from watos_jax.search.descend import Point, Shared
 from watos_jax.workload import model_flop
 
@@ -29,10 +28,6 @@ TANGENTS = 6
 """Most tangents per strategy."""
 BLOCK = 16384
 """Strategies whose stages are held in memory at once."""
-CHUNK = 512
-"""Points per chunk of `batch.map_chunks`."""
-CHUNKS_PER_CALL = 8
-"""Chunks per call: one shape, hence one compilation, for few points and many."""
 RENEWED = 8192
 """Most strategies whose tangents are taken anew; while more are left, boxes are only halved."""
 RENEWED_EVERY = 4
@@ -94,40 +89,6 @@ class Problem(ABC):
             touched: bounds of strategies, shape (strategies, bounds of each, ...); each holds by itself.
             boxes: of the grid of these strategies.
         """
-
-
-class Touch(NamedTuple):
-    """A tangent: see `bounds.Tangent`."""
-
-    weights: Float[np.ndarray, "*points reciprocals"]
-    stacks: Float[np.ndarray, "*points"]
-
-
-@dataclass(frozen=True)
-class Local(Problem):
-    """Every stage in its own memory, the schedule replayed: the times of `estimate`."""
-
-    shared: Shared
-
-    def touch(self, points: Point) -> Touch:
-        """Tangents and the stacks that memory needs."""
-        found = self._at(points)
-        return Touch(found.weights, found.stacks)
-
-    def settle(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
-        """Times by the hard model; where the mean power is exceeded a smaller design may fit, the bound is kept."""
-        found = self._at(points)
-        return exact_times(points.candidate.strategy, found), found.excess <= ROUNDING
-
-    def bound(self, touched: Touch, boxes: Boxes) -> np.ndarray:
-        """The highest tangent at the upper corner; infinite where memory needs more stacks than there are."""
-        strategies, tangents, size = touched.weights.shape
-        flat = touched.weights.reshape(-1, size) @ boxes.least.T
-        bound = flat.reshape(strategies, tangents, -1).max(axis=1)
-        return np.where(touched.stacks[:, :1] <= boxes.stacks * (1.0 + SLACK), bound, np.inf)
-
-    def _at(self, points: Point) -> Any:
-        return map_chunks(tangent, self.shared, points, chunk=CHUNK, chunks_per_call=CHUNKS_PER_CALL)
 
 
 @dataclass

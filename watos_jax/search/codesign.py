@@ -28,9 +28,10 @@ from watos_jax.model import Transformer
 from watos_jax.search import lattice
 from watos_jax.search import refine as refinement
 from watos_jax.search.candidates import OPTIONS, Candidates, Infeasible, candidates, take
-from watos_jax.search.certificate import Certificate, Local, certify
+from watos_jax.search.certificate import Certificate, certify
 from watos_jax.search.descend import Point
 from watos_jax.search.design import Design, least_change
+from watos_jax.search.local import Local
 from watos_jax.search.objective import STEP_TIME, Objective
 from watos_jax.search.relaxed import Relaxed, relaxed_optimum
 from watos_jax.search.rounding import Rounding

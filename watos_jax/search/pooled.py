@@ -39,15 +39,14 @@ from watos_jax.network.bounds import neighbours
 from watos_jax.programs import returned
 from watos_jax.search import lattice
 from watos_jax.search.bounds import (
-    AXES,
     EXPONENTS,
     SLACK,
-    Boxes,
     log_resources,
     reciprocals,
     resource_seconds,
     with_resources,
 )
+from watos_jax.search.boxes import AXES, Boxes
 from watos_jax.search.certificate import Problem
 from watos_jax.search.descend import Candidate, Point, Shared, log_ratios
 from watos_jax.search.lattice import NAMES, from_array

@@ -1,0 +1,53 @@
+"""What the certificate bounds where every stage lives in its own memory: the times of `estimate`, replayed."""
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from watos_jax.batch import map_chunks
+from watos_jax.estimate import ROUNDING
+from watos_jax.search.bounds import SLACK, exact_times, tangent
+from watos_jax.search.boxes import Boxes
+from watos_jax.search.certificate import Problem
+from watos_jax.search.descend import Point, Shared
+
+CHUNK: Final = 512
+"""Points per chunk of `batch.map_chunks`."""
+CHUNKS_PER_CALL: Final = 8
+"""Chunks per call: one shape, hence one compilation, for few points and many."""
+
+
+class Touch(NamedTuple):
+    """A tangent: see `bounds.Tangent`."""
+
+    weights: Float[np.ndarray, "*points reciprocals"]
+    stacks: Float[np.ndarray, "*points"]
+
+
+@dataclass(frozen=True)
+class Local(Problem):
+    """Every stage in its own memory, the schedule replayed: the times of `estimate`."""
+
+    shared: Shared
+
+    def touch(self, points: Point) -> Touch:
+        """Tangents and the stacks that memory needs."""
+        found = self._at(points)
+        return Touch(found.weights, found.stacks)
+
+    def settle(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
+        """Times by the hard model; where the mean power is exceeded a smaller design may fit, the bound is kept."""
+        found = self._at(points)
+        return exact_times(points.candidate.strategy, found), found.excess <= ROUNDING
+
+    def bound(self, touched: Touch, boxes: Boxes) -> np.ndarray:
+        """The highest tangent at the upper corner; infinite where memory needs more stacks than there are."""
+        strategies, tangents, size = touched.weights.shape
+        flat = touched.weights.reshape(-1, size) @ boxes.least.T
+        bound = flat.reshape(strategies, tangents, -1).max(axis=1)
+        return np.where(touched.stacks[:, :1] <= boxes.stacks * (1.0 + SLACK), bound, np.inf)
+
+    def _at(self, points: Point) -> Any:
+        return map_chunks(tangent, self.shared, points, chunk=CHUNK, chunks_per_call=CHUNKS_PER_CALL)
