@@ -39,6 +39,7 @@ ROW = {
     "iter_time_s": "1.0",
     "mem_per_gpu_gb": "",
     "mem_kind": "",
+    "notes": "",
 }
 
 
@@ -94,6 +95,7 @@ def test_a_row_becomes_the_run_it_describes():
         ({"moe_experts": "8"}, "model without a preset"),
         ({"moe_experts": "8", "model": "Mixtral-8x7B"}, "mixture of experts: hidden is not that of the preset"),
         ({"model": "Llama3-8B finetune LoRA"}, "adapters (LoRA)"),
+        ({"notes": "LoRA Performance; packed sequences"}, "adapters (LoRA)"),
         ({"heads": "17"}, "heads do not divide hidden"),
         ({"tp": "16"}, "illegal"),
     ],
@@ -102,6 +104,14 @@ def test_what_cannot_be_represented_is_skipped_with_its_reason(change, reason, t
     runs, skipped = measured.read(write(tmp_path / "rows.csv", [ROW, ROW | change]))
     assert len(runs) == 1
     assert sum(skipped.values()) == 1 and next(iter(skipped)).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("chip", "devices", "tiers"), [("GB300", 8, (8, 1)), ("GB200", 256, (64, 4)), ("H200", 16, (8, 2))]
+)
+def test_a_job_takes_as_many_devices_of_every_node(chip, devices, tiers):
+    run = measured.run_of(ROW | {"chip": chip, "n_chips": str(devices), "dp": str(devices // 4), "gbs": "512"}, "7")
+    assert tuple(float(tier.cols) for tier in run.system.tiers) == tiers
 
 
 def test_narrow_products_are_read():

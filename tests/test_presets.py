@@ -91,6 +91,9 @@ PUBLISHED_DIES = [
     (chips.DGX_H100, 8, 989 * TERA, 80 * GIGA, 3.35 * TERA, 50 * MIB, 0.001),
     (chips.DGX_B200, 8, 2250 * TERA, 180 * GIGA, 8 * TERA, 126 * MIB, 0.001),
     (chips.DGX_B300, 8, 2250 * TERA, 288 * GIGA, 8 * TERA, 126 * MIB, 0.001),
+    (chips.DGX_H200, 8, 989 * TERA, 141 * GIGA, 4.8 * TERA, 50 * MIB, 0.001),
+    (chips.GB200_NVL72, 72, 2500 * TERA, 186 * GIGA, 8 * TERA, 126 * MIB, 0.001),
+    (chips.GB300_NVL72, 72, 2500 * TERA, 288 * GIGA, 8 * TERA, 126 * MIB, 0.001),
 ]
 
 

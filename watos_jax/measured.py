@@ -28,6 +28,9 @@ CHIPS: Final[dict[str, System]] = {
     "H100": chips.DGX_H100,
     "B200": chips.DGX_B200,
     "B300": chips.DGX_B300,
+    "H200": chips.DGX_H200,
+    "GB200": chips.GB200_NVL72,
+    "GB300": chips.GB300_NVL72,
     "CS-2": chips.CS2,
 }
 """Node of each chip that rows are modelled on, by the first word of the `chip` column (a CS-2: by its name in it)."""
@@ -58,7 +61,7 @@ TENSOR_OVERLAP_SOURCES: Final = ("MegaScale",)
 
 NARROW_BYTES: Final = {"fp8": 1.0, "fp4": 0.5}
 """Bytes per operand of the layers' products, by text in the `precision` column."""
-NARROWEST: Final = {"H100": 1.0, "B200": 0.5, "B300": 0.5}
+NARROWEST: Final = {"H100": 1.0, "H200": 1.0} | dict.fromkeys(("B200", "B300", "GB200", "GB300"), 0.5)
 """Least bytes per operand that each chip multiplies; 2 if it is not here."""
 SHARDING: Final = {"": 0, "0": 0, "1": 1, "1 (all DP)": 1, "2": 2, "SHARD_GRAD_OP": 2} | dict.fromkeys(
     ("3", "FSDP", "FSDP2"), 3
@@ -178,7 +181,10 @@ def run_of(row: Mapping[str, str], line: str) -> Run:
 def _system(node: System, devices: float) -> System:
     if len(node.tiers) == 1:  # a node of one device
         return replace(node, tiers=(replace(node.tiers[0], cols=devices),))
-    within, nodes = min(devices, chips.GPUS_PER_NODE), -(-devices // chips.GPUS_PER_NODE)
+    size = float(node.tiers[0].cols)
+    if size > chips.GPUS_PER_NODE:  # jobs use as many GPUs of every rack, 64 of 72 where they are a power of 2
+        size = max(part for part in range(1, int(size) + 1) if devices % part == 0 or part > devices)
+    within, nodes = min(devices, size), -(-devices // size)
     return replace(node, tiers=(replace(node.tiers[0], cols=within), replace(node.tiers[-1], cols=nodes)))
 
 
@@ -247,7 +253,7 @@ def _mixture(row: Mapping[str, str]) -> Transformer:
 def _model(row: Mapping[str, str]) -> Transformer:
     if row.get("moe_experts") not in (None, "", "0", "0.0"):
         return _mixture(row)
-    if "lora" in row["model"].lower():
+    if "lora" in (row["model"] + row.get("notes", "")).lower():
         raise Skip("adapters (LoRA): most weights are frozen")
     heads = _number(row, "heads")
     hidden = _number(row, "hidden")

@@ -19,7 +19,7 @@ UNITS: Final = {"matmul_rows": "tokens", "matmul_cols": "columns", "attention_ro
 
 def calibrate(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A CSV file of measured training runs.")],
-    chip: Annotated[str, typer.Option(metavar="CHIP", help="Rows of this chip: A100, H100, B200, B300 or CS-2.")],
+    chip: Annotated[str, typer.Option(metavar="CHIP", help="Rows of this chip, such as A100 or GB200.")],
     source: Annotated[
         str,
         typer.Option(

@@ -28,6 +28,8 @@ from watos_jax.units import BITS_PER_BYTE, FLOP_PER_MAC, GIGA, MIB, PETA, TERA, 
 
 GPUS_PER_NODE: Final = 8
 """GPUs of a DGX or HGX node."""
+GPUS_PER_RACK: Final = 72
+"""GPUs that the NVLink switches of an NVL72 rack join."""
 
 
 def _stacks(template: Memory, num_stacks: int) -> Memory:
@@ -113,6 +115,35 @@ DGX_B300: Final = replace(
 )
 """Eight B300 SXM, Blackwell Ultra (NVIDIA DGX B300 data sheet, 2025): as `DGX_B200` in bf16, with 288 GB at 8 TB/s
 and one 800 Gb/s port per GPU."""
+
+DGX_H200: Final = replace(
+    DGX_H100,
+    die=replace(
+        DGX_H100.die, memory=replace(_stacks(HBM3E_8H, 6), stack_bytes=141 * GIGA / 6, stack_bandwidth=4.8 * TERA / 6)
+    ),
+)
+"""Eight H200 SXM (NVIDIA H200 data sheet, 2023): as `DGX_H100`, with 141 GB at 4.8 TB/s."""
+
+GB200_NVL72: Final = replace(
+    DGX_B200,
+    die=replace(
+        DGX_B200.die,
+        core=replace(DGX_B200.die.core, clock=2500 * TERA / (148 * 4096 * FLOP_PER_MAC)),
+        memory=replace(_stacks(HBM3E_8H, 8), stack_bytes=186 * GIGA / 8),
+    ),
+    tiers=(Tier(rows=1, cols=GPUS_PER_RACK, link=NVLINK5, fabric="switch"), DGX_B200.tiers[1]),
+)
+"""72 GPUs of 36 GB200 superchips in one rack (NVIDIA GB200 NVL72 data sheet, 2024): per GPU 2,500 TFLOP/s dense bf16,
+186 GB at 8 TB/s, NVLink 900 GB/s per direction to the 71 others, one 400 Gb/s port; the rest as `DGX_B200`, with a
+clock of 2.06 GHz for that peak."""
+
+GB300_NVL72: Final = replace(
+    GB200_NVL72,
+    die=replace(GB200_NVL72.die, memory=_stacks(HBM3E, 8)),
+    tiers=(GB200_NVL72.tiers[0], DGX_B300.tiers[1]),
+)
+"""72 GPUs of 36 GB300 superchips in one rack (NVIDIA GB300 NVL72 data sheet, 2025): as `GB200_NVL72` in bf16, with
+288 GB at 8 TB/s and one 800 Gb/s port per GPU."""
 
 
 CS2: Final = System(

@@ -79,6 +79,33 @@ B200_MEGATRON: Final = Efficiency(
 """Megatron-LM with Transformer Engine on B200, bf16, no overlap, dense models and mixtures: fitted to
 SimuMax v1.2 formal results, 24 runs."""
 
+GB200_NEMO: Final = Efficiency(
+    matmul_overhead=0.315,
+    matmul_rows=96.9,
+    matmul_cols=277,
+    attention_overhead=3.14,
+    attention_rows=100,
+    memory_overhead=0.635,
+    launch_time=5e-06,
+    collective_latency=2.21e-05,
+    network_overhead=1.37,
+)
+"""Megatron-Bridge in NeMo containers on GB200, 8 and 4 bits: fitted to
+NVIDIA's Megatron-Bridge performance summaries (releases 25.09 to 26.06), 15 runs of 8 configurations."""
+
+GB300_NEMO: Final = Efficiency(
+    matmul_overhead=0.228,
+    matmul_rows=95,
+    matmul_cols=143,
+    attention_overhead=2.68,
+    attention_rows=96.9,
+    memory_overhead=0.0597,
+    launch_time=5e-06,
+    collective_latency=1.99e-05,
+    network_overhead=0.044,
+)
+"""The same on GB300, 12 runs of 7 configurations: few enough that most fields stay near where the fit starts."""
+
 CS2_MODEL_ZOO: Final = Efficiency(
     matmul_overhead=1.43,
     attention_overhead=9.37,
@@ -124,7 +151,12 @@ BY_SOURCE: Final = (
     ("A100", "BLOOM", A100_BLOOM),
     ("A100", "", A100_MEGATRON),
     ("H100", "", H100_NEMO),
+    ("H200", "", H100_NEMO),
+    ("B200", "Megatron-Bridge", GB200_NEMO),
     ("B200", "", B200_MEGATRON),
+    ("B300", "", GB300_NEMO),
+    ("GB200", "", GB200_NEMO),
+    ("GB300", "", GB300_NEMO),
     ("CS-2", "", CS2_MODEL_ZOO),
 )
 """Chip, text that the source contains, efficiency: the first that fits is used."""
