@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 import watos_jax as wj  # noqa: E402
-from watos_jax.workload import MATMULS  # noqa: E402
+from watos_jax.workload import families  # noqa: E402
 from watos_jax.xla import compiler_options  # noqa: E402
 
 CHUNKS = (512, 2048, 4096)
@@ -36,10 +36,14 @@ CHUNKS_PER_CALL = 4
 BATCHES = (1_000, 10_000, 100_000, 1_000_000)
 MAPPED = ((64, 256), (1,))
 """Batches and chunks of the mapper, whose candidates fill the cache by themselves."""
-PAIRS = 3 * len(MATMULS) + 2
-"""Pairs of an operator and a die that an estimate maps: each product with its two gradients, attention both ways."""
 clock: Callable[[], float] = time.perf_counter
 """What seconds are: of the wall, or of the processors."""
+
+
+def pairs(model: wj.Transformer) -> int:
+    """Operators that an estimate maps on a die: each product with its two gradients, attention both ways."""
+    products = sum(len(places) for places, there in families(model) if there)
+    return 3 * products + 2
 
 
 def full(relax: wj.Relaxation, fidelity: str, wafer: wj.Wafer, model: wj.Transformer, row: Any) -> Any:
@@ -161,7 +165,7 @@ def measure(
     report["best_value_and_grads_per_second"] = report["best_value_and_grad_per_second"]
     report["gradient_over_value"] = report["best_estimates_per_second"] / report["best_value_and_grads_per_second"]
     if fidelity == "mapper":
-        report["pairs_per_second"] = PAIRS * report["best_estimates_per_second"]
+        report["pairs_per_second"] = pairs(model) * report["best_estimates_per_second"]
     report["elementwise_peak"] = elementwise_peak(repeats)
     return report
 

@@ -65,7 +65,7 @@ def test_the_mapper_is_held_constant_by_derivatives():
     die = jax.tree.map(lambda leaf: jnp.asarray(float(leaf)), WAFER.die)
     shapes, core = matmuls(MODEL, STRATEGY), attention(MODEL, STRATEGY)
     tangents = jax.tree.map(jnp.ones_like, die)
-    _, slopes = jax.jit(lambda: jax.jvp(lambda d: map_operators(d, shapes, core, 4.0), (die,), (tangents,)))()
+    _, slopes = jax.jit(lambda: jax.jvp(lambda d: map_operators(d, MODEL, shapes, core, 4.0), (die,), (tangents,)))()
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(slopes))
 
 
@@ -91,7 +91,7 @@ dies = st.builds(
 def test_no_ratio_is_below_one_or_infinite(die, name, tensor):
     strategy = Strategy(tensor_cols=tensor, global_batch_size=1)
     model = models.NAMES[name]
-    products, core = operators(die, matmuls(model, strategy), attention(model, strategy), 4.0)
+    products, core = operators(die, model, matmuls(model, strategy), attention(model, strategy), 4.0)
     for ratio in (*products[:4], *core[:4]):
         assert (np.asarray(ratio) >= 1).all()
         assert np.isfinite(np.asarray(ratio)).all()

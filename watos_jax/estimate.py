@@ -163,7 +163,8 @@ def _strong(leaf: Any) -> Any:
 @eqx.filter_jit
 def _mapped(system: System | Wafer, model: Transformer, strategy: Strategy) -> tuple[Ratios, Ratios]:
     # apart from the estimate, so that layouts of other sizes do not compile it again
-    return map_operators(system.die, matmuls(model, strategy), attention(model, strategy), strategy.gradient_bytes)
+    shapes, core = matmuls(model, strategy), attention(model, strategy)
+    return map_operators(system.die, model, shapes, core, strategy.gradient_bytes)
 
 
 @eqx.filter_jit

@@ -13,7 +13,7 @@ from watos_jax.learn.draw import DIE_COLUMNS, Samples
 from watos_jax.learn.label import Table, times
 from watos_jax.operators import predictor
 
-STEPS: Final = 50_000
+STEPS: Final = 60_000
 """Steps of the optimizer."""
 BATCH: Final = 512
 """Samples per step."""
@@ -26,6 +26,9 @@ FALLING: Final = 0.3
 BYTES_WEIGHT: Final = 0.25
 """Weight of the error of DRAM bytes beside that of times: where the mapper may choose among mappings of all but equal
 times, its bytes jump, and a network that chases them loses times."""
+TAIL: Final = 0.05
+"""Error of the logarithm of a time at which its square pulls as hard as the error itself: few large errors count for
+more than many small ones. Bytes, whose errors are jumps, are left out."""
 MONOTONE_BATCH: Final = 32
 """Samples per step whose slopes in the resources are penalised where they are positive."""
 MONOTONE_WEIGHT: Final = 1.0
@@ -39,8 +42,9 @@ TOLERANCE: Final = 0.01
 def fit(table: Table, seed: int, steps: int = STEPS) -> predictor.Trained:
     """Fit a network to a table by Adam; the learning rate rises, stays, and falls to nothing.
 
-    The loss is the mean absolute error of the logarithms, which is the relative error of what they stand for, and
-    the mean positive slope of the logarithm of predicted time in the logarithm of each resource.
+    The loss is the mean absolute error of the logarithms, which is the relative error of what they stand for (for
+    times also its square over twice `TAIL`), and the mean positive slope of the logarithm of predicted time in the
+    logarithm of each resource.
 
     Args:
         table: samples to train on.
@@ -77,6 +81,7 @@ def training(table: Table, start: Array, steps: int) -> tuple[Any, Any, Callable
     features, targets = jnp.asarray((table.features - mean) / scale), jnp.asarray(table.targets)
     slopes, roofline_slopes = jnp.asarray(table.slopes / scale), jnp.asarray(table.roofline_slopes)
     weights = jnp.array([[1.0, 1.0, BYTES_WEIGHT, BYTES_WEIGHT]])
+    tails = jnp.array([[1.0, 1.0, 0.0, 0.0]]) / (2.0 * TAIL)
     parameters = predictor.Network().init(start, features[:1])["params"]
     falling = round(FALLING * steps)
     phases = (
@@ -87,7 +92,8 @@ def training(table: Table, start: Array, steps: int) -> tuple[Any, Any, Callable
     optimizer = optax.adam(optax.join_schedules(phases, [WARM_UP, steps - falling]))
 
     def loss(parameters: Any, batch: Array) -> Array:
-        error = jnp.mean(weights * jnp.abs(predictor.apply(parameters, features[batch]) - targets[batch]))
+        off = jnp.abs(predictor.apply(parameters, features[batch]) - targets[batch])
+        error = jnp.mean(weights * (off + tails * off * off))
         some = batch[:MONOTONE_BATCH]
 
         def time(x: Array) -> Array:

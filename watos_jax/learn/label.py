@@ -38,7 +38,7 @@ class Table(NamedTuple):
     """What a network is fitted to, one row per sample.
 
     Attributes:
-        features: inputs.
+        features: logarithms of the inputs.
         box: logarithms that state the range.
         targets: logarithms of the ratios, forward and backward time, forward and backward bytes.
         slopes: of the features in the logarithm of each column of `DIE_COLUMNS`, shape (samples, columns, features).
@@ -134,6 +134,7 @@ def _inputs(point: Callable[..., Point]) -> Callable:
     def inputs(_: None, row: Samples) -> tuple[Array, ...]:
         def seen(log_die: Array) -> tuple[Point, Point]:
             found = point(jnp.exp(log_die), row.sizes)
+            found = found._replace(features=jnp.log(found.features))
             return found, found
 
         at = jnp.log(row.dies)

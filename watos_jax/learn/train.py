@@ -50,7 +50,7 @@ PARTS: Final = {
         Part("one", 90_000, _one, label_products, 8),
         Part("many", 9_000, _many, label_many, 2),
     ),
-    "attention": (Part("cores", 60_000, sample_attention, label_attention, 4),),
+    "attention": (Part("cores", 100_000, sample_attention, label_attention, 4),),
 }
 """What each network learns: products, with their two gradients, that come alone or in numbers; attention cores."""
 

@@ -8,8 +8,8 @@ Both are at least 1, so the roofline bounds every rung; on an ideal machine the 
     mapper      exact minimum over mappings; held constant by derivatives, which are then those of the roofline
     predictor   a network that learned the mapper; 1 outside the range that it was trained on
 
-`mapper` is for final answers: an estimate maps some 40 products. It holds for dies whose cores form a mesh, as on
-wafers; a GPU's cores share a cache instead.
+`mapper` is for final answers: an estimate maps every product of the model with its two gradients, and attention both
+ways. It holds for dies whose cores form a mesh, as on wafers; a GPU's cores share a cache instead.
 """
 
 from typing import Final, Literal
@@ -28,7 +28,7 @@ from watos_jax.operators.mapping import Ratios
 from watos_jax.operators.roofline import OperatorCost, attention_cost, matmul_cost
 from watos_jax.relax import HARD, Relaxation
 from watos_jax.units import Scalar
-from watos_jax.workload import ELEMENT_BYTES, MATMULS, Attention, Elementwise, Matmuls
+from watos_jax.workload import ELEMENT_BYTES, MATMULS, Attention, Elementwise, Matmuls, families
 from watos_jax.xla import fence
 
 Fidelity = Literal["roofline", "mapper", "predictor"]
@@ -97,23 +97,41 @@ def refine(
     return fence(refined, die.core.clock)
 
 
-def map_operators(die: Die, shapes: Matmuls, core: Attention, gradient_bytes: Scalar) -> tuple[Ratios, Ratios]:
+def map_operators(
+    die: Die, model: Transformer, shapes: Matmuls, core: Attention, gradient_bytes: Scalar
+) -> tuple[Ratios, Ratios]:
     """Ratios of the mapper for every product and for the attention core, held constant by derivatives.
 
     Args:
         die: where the operators run.
+        model: whose operators they are.
         shapes: the products.
         core: the attention core.
         gradient_bytes: bytes of an accumulated gradient element.
     """
+    die, model, shapes, core, gradient_bytes = jax.lax.stop_gradient((die, model, shapes, core, gradient_bytes))
+    there = jnp.zeros(len(MATMULS), bool)
+    for places, has in families(model):
+        there = there.at[np.array(places)].set(has)
+
+    def all_of(places: np.ndarray, bands: tuple[int, ...]) -> Ratios:
+        # one after another, so that a model pays for no product that it lacks; one question for a batch of one model
+        def mapped(shape: Matmuls) -> Ratios:
+            single = jax.tree.map(lambda leaf: leaf[None], shape)
+            return jax.tree.map(lambda leaf: leaf[0], product_ratios(die, single, gradient_bytes, bands))
+
+        def none(shape: Matmuls) -> Ratios:
+            one = jnp.ones_like(shape.rows)
+            return Ratios(one, one, one, one, outside=jnp.zeros_like(one))
+
+        some = jax.tree.map(lambda leaf: leaf[places], (there, shapes))
+        return jax.lax.map(lambda one: jax.lax.cond(one[0], mapped, none, one[1]), some)
+
     many = np.array([name.startswith("expert") for name in MATMULS])
-    parts = []
-    for which, bands in ((~many, (1,)), (many, BANDS)):
-        some = jax.tree.map(lambda leaf, which=which: leaf[np.flatnonzero(which)], shapes)
-        parts.append(product_ratios(die, some, gradient_bytes, bands))
-    order = np.argsort(np.concatenate([np.flatnonzero(~many), np.flatnonzero(many)]))
-    products = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *parts)
-    return jax.lax.stop_gradient((products, attention_ratios(die, core)))
+    order = np.concatenate([np.flatnonzero(~many), np.flatnonzero(many)])
+    parts = all_of(np.flatnonzero(~many), (1,)), all_of(np.flatnonzero(many), BANDS)
+    products = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[np.argsort(order)], *parts)
+    return products, attention_ratios(die, core)
 
 
 def product_ratios(die: Die, shapes: Matmuls, gradient_bytes: Scalar, bands: tuple[int, ...]) -> Ratios:

@@ -16,11 +16,11 @@ PARTIAL_BYTES: Final = 4.0
 
 
 class Machine(NamedTuple):
-    """A die in the mapper's units: whole cores, bytes per cycle.
+    """A die in bytes per cycle.
 
     Attributes:
-        rows: whole rows of cores.
-        cols: whole columns of cores.
+        rows: rows of cores.
+        cols: columns of cores.
         side: rows and columns of the MAC array, `sqrt(num_macs)`.
         sram: bytes of SRAM of a core.
         port: SRAM bytes per cycle of a core.
@@ -135,11 +135,16 @@ class Cut(NamedTuple):
 
 def machine(die: Die) -> Machine:
     """The die in the mapper's units; a fraction of a row or column of cores is no row or column."""
-    core = die.core
     rows, cols = (jnp.maximum(jnp.floor(jnp.asarray(n, float)), 1.0) for n in (die.core_rows, die.core_cols))
+    return per_cycle(die)._replace(rows=rows, cols=cols)
+
+
+def per_cycle(die: Die) -> Machine:
+    """The die in bytes per cycle, with as many rows and columns of cores as it says."""
+    core = die.core
     return Machine(
-        rows=rows,
-        cols=cols,
+        rows=die.core_rows,
+        cols=die.core_cols,
         side=jnp.sqrt(core.num_macs),
         sram=core.sram_bytes,
         port=core.sram_bytes_per_clock,

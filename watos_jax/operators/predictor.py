@@ -2,7 +2,7 @@
 
 For a product with its two gradients, or an attention core with its own,
 
-    log(time / roofline), log(DRAM bytes / roofline), forward and backward = softplus(network(features))
+    log(time / roofline), log(DRAM bytes / roofline), forward and backward = softplus(network(log(features)))
 
 so that a prediction is never below the roofline. `features` says what goes in; ceilings are those of the relaxation, so
 hard predictions jump where tiles do and smooth ones do not. Outside the box of sizes and resources that
@@ -33,12 +33,18 @@ from watos_jax.xla import fence
 
 FOLDER: Final = Path(__file__).parent / "weights"
 """Where the shipped weights and their manifest lie."""
-HIDDEN: Final = 96
+HIDDEN: Final = 64
 """Width of both hidden layers."""
 OUTPUTS: Final = 4
 """Time forward and backward, DRAM bytes forward and backward."""
 ROUNDING: Final = 1e-4
 """Excess of a logarithm over the range that is put down to single precision."""
+
+
+def rectified(x: Array) -> Array:
+    """`max(x, 0)` but for a parabola between -1 and 1: its slope is continuous, and it takes no exponential."""
+    corner = jnp.maximum(1.0 - jnp.abs(x), 0.0)
+    return jnp.maximum(x, 0.0) + 0.25 * corner * corner
 
 
 class Network(nn.Module):
@@ -54,9 +60,9 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features) -> Float[Array, "*ops outputs"]:
-        """Logarithms of the ratios."""
-        hidden = nn.silu(nn.Dense(self.hidden)(features))
-        hidden = nn.silu(nn.Dense(self.hidden)(hidden))
+        """Logarithms of the ratios, from normalised logarithms of the inputs."""
+        hidden = rectified(nn.Dense(self.hidden)(features))
+        hidden = rectified(nn.Dense(self.hidden)(hidden))
         return nn.softplus(nn.Dense(self.outputs)(hidden))
 
 
@@ -65,8 +71,8 @@ class Trained(NamedTuple):
 
     Attributes:
         parameters: of `Network`.
-        mean: of each feature.
-        scale: standard deviation of each feature.
+        mean: of the logarithm of each feature.
+        scale: standard deviation of the same.
         low: smallest logarithm that training covered, of each column of `PRODUCT_BOX` or `ATTENTION_BOX`.
         high: largest one.
     """
@@ -121,16 +127,17 @@ def ratios(trained: Trained, features: Features) -> Ratios:
         features: its inputs, of which the first state the range.
     """
     mean, scale, low, high = (jnp.reshape(a, (1,) * (features.ndim - 1) + (-1,)) for a in trained[1:])
+    # the range is asked of inputs, not of their logarithms: those are then computed while they are moved to the network
     box = features[..., : low.shape[-1]]
-    inside = jnp.all((box >= low - ROUNDING) & (box <= high + ROUNDING), axis=-1)
-    logs = apply(trained.parameters, (features - mean) / scale)
+    inside = jnp.all((box >= jnp.exp(low - ROUNDING)) & (box <= jnp.exp(high + ROUNDING)), axis=-1)
+    logs = apply(trained.parameters, (jnp.log(features) - mean) / scale)
     each = jnp.exp(jnp.where(inside[..., None], logs, 0.0))
     forward, backward, once, twice = (each[..., i] for i in range(OUTPUTS))
     return Ratios(forward, backward, once, twice, outside=1.0 - inside)
 
 
 def apply(parameters: Any, features: Features) -> Float[Array, "*ops outputs"]:
-    """Logarithms of the ratios, from normalised features."""
+    """Logarithms of the ratios, from normalised logarithms of the inputs."""
     found = Network().apply({"params": parameters}, features)
     return jnp.asarray(found)
 
