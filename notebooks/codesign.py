@@ -199,8 +199,8 @@ for panel, bars, title in (
 #
 # Descent moves through a continuum; a wafer has whole cores, whole stacks and whole link modules. The answer was
 # rounded by a search around the relaxed designs, and every point was checked by the hard model. The gap compares it
-# with the best relaxed design of the same strategy that descent found. Below, each knob is moved along its lattice with
-# all others held: wherever that would be faster, the design no longer fits.
+# with the relaxed optimum above, of the same grid, stacks and strategy. Below, each knob is moved along its lattice
+# with all others held: wherever that would be faster, the design no longer fits.
 
 # %%
 print(f"relaxed {design.relaxed_value:.3f} s, whole {answer.step_time:.3f} s: gap {design.rounding_gap:.2%}")
@@ -285,7 +285,7 @@ _ = axis.set_title(f"{len(rate):,} strategies on the designed wafer, {others.fea
 
 # %%
 print(f"{proof.strategies:,} strategies x {proof.lattice_points:.1e} lattice points, {proof.boxes} boxes bounded")
-print(f"{proof.strategies_visited:,} strategies were not ruled out by their first bound, the whole lattice at once")
+print(f"{proof.strategies_visited:,} strategies were not ruled out by their first bound, the whole lattice in parts")
 print(f"no design takes less than {proof.lower_bound:.3f} s per step; this one takes {proof.value:.3f} s")
 
 # %% [markdown]

@@ -1,0 +1,124 @@
+"""How tight are the lower bounds that co-design proves its answers with?
+
+Strategies are drawn from all of a budget and a model. What each can reach on the whole lattice is found by local search
+for that strategy alone, from the first guess of the hardware, and then proven by branch and bound to within `GAP`.
+Beside it stand
+
+* root: the first bound, of the whole lattice, by the tangent at the first guess of the hardware, before any box is
+  halved or any tangent renewed; and the same of one box of everything, as if nothing shared a die;
+* leaf: the bound of the best lattice point alone, by the same tangent and by one that touches there, over the time of
+  the replayed schedule.
+
+    python experiments/proof.py            # table
+    python experiments/proof.py --json     # one JSON object
+    python experiments/proof.py --smoke    # a coarse run
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import harness  # sets the devices before JAX starts
+import jax
+import numpy as np
+
+from watos_jax.batch import placed
+from watos_jax.presets import budgets, models
+from watos_jax.search import lattice
+from watos_jax.search.bounds import reciprocals
+from watos_jax.search.boxes import AXES, Boxes, Grids
+from watos_jax.search.candidates import OPTIONS, Candidates, candidates, take
+from watos_jax.search.certificate import certify
+from watos_jax.search.climb import Climber, place_of
+from watos_jax.search.local import Local
+
+CASES = (("default", "llama3-70b"), ("default", "gpt3-175b"), ("default", "mixtral-8x7b"), ("dense-215", "llama3-70b"))
+GAP = 1e-4
+"""To which what a strategy can reach is proven."""
+STRATEGIES = 24
+"""Strategies of each case that fit somewhere."""
+TRIED = 12
+"""Times as many are drawn at most: most fit nowhere."""
+SHARES = (0.0, 0.1, 0.5, 0.9, 1.0)
+"""Of strategies below the printed ratios."""
+
+
+def ratios(budget_name: str, model_name: str, count: int, seed: int = 0) -> dict[str, Any]:
+    """Bounds over what strategies can reach, by kind of bound."""
+    budget = budgets.get(budget_name)
+    table = candidates(models.get(model_name), budget, options=OPTIONS)
+    table = Candidates(placed(table.shared), table.every, table.group, table.guesses, table.pruned)
+    found: dict[str, list[float]] = {name: [] for name in ("root", "root, one box", "leaf", "leaf, touched")}
+    tried = 0
+    for row in np.random.default_rng(seed).permutation(len(table))[: TRIED * count]:
+        if len(found["root"]) == count:
+            break
+        tried += 1
+        for name, value in _of_strategy(table, int(row)).items():
+            found[name].append(value)
+    quantiles = {name: np.quantile(values, SHARES).tolist() for name, values in found.items() if values}
+    return {"strategies": len(found["root"]), "drawn": tried, "of": len(table), "ratios": quantiles}
+
+
+def _of_strategy(table: Candidates, row: int) -> dict[str, float]:
+    # nothing where it fits nowhere
+    own = Candidates(table.shared, take(table.every, np.array([row])), np.zeros(1, int), [])
+    problem, budget = Local(table.shared), table.shared.budget
+    place, guess = place_of(own.every), np.asarray(own.every.knobs)[0]
+    with jax.enable_x64(True):
+        first = problem.touch(own.every)
+        grids = Grids(budget, np.array([place]))
+        low = np.zeros((1, len(AXES)), int)
+        end = grids.sizes[[lattice.NAMES.index(name) for name in AXES]] - 1
+        whole = grids.boxes(np.zeros(1, int), low, low + end)
+        roots = {"root": _bound(problem, first, grids.cover()), "root, one box": _bound(problem, first, whole)}
+    if not np.isfinite(roots["root"]):
+        return {}
+    climber = Climber([own])
+    best = climber.climb(climber.choose(place, lattice.nearest(budget, guess)))
+    if best.rank[0] > 0.0:
+        return {}
+    start = own.every._replace(knobs=lattice.values_at(budget, best.knobs)[None])
+    proven, point = certify(problem, own.every, start, gap=GAP, time_limit=60.0)
+    with jax.enable_x64(True):
+        here, there = reciprocals(np.asarray(point.knobs)), problem.touch(point)
+    leaves = {name: float(np.sum(one.weights * here)) for name, one in (("leaf", first), ("leaf, touched", there))}
+    return {name: bound / proven.value for name, bound in (roots | leaves).items()}
+
+
+def _bound(problem: Local, touched: Any, boxes: Boxes) -> float:
+    every = jax.tree.map(lambda leaf: leaf[:, None], touched)
+    return float(problem.bound(every, boxes).min(initial=np.inf))
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--smoke", action="store_true", help="a coarse run")
+    parser.add_argument("--budget", help="one budget in place of all cases; with --model")
+    parser.add_argument("--model", help="one model")
+    options = parser.parse_args(given)
+    if (options.budget is None) != (options.model is None):
+        parser.error("--budget and --model: both or neither must be given")
+    cases = CASES if options.budget is None else ((options.budget, options.model),)
+    start, record = time.process_time(), {}
+    for budget, model in cases[:1] if options.smoke else cases:
+        record[f"{budget}, {model}"] = found = ratios(budget, model, 2 if options.smoke else STRATEGIES)
+        if not options.json:
+            print(f"{budget}, {model}: {found['strategies']} of {found['drawn']} strategies fit; bound / best")
+            print(" " * 18 + "".join(f"{share:8.0%}" for share in SHARES))
+            for name, values in found["ratios"].items():
+                print(f"  {name:16s}" + "".join(f"{value:8.4f}" for value in values))
+    if options.json:
+        print(
+            json.dumps(harness.plain({"shares": SHARES, "cpu_seconds": time.process_time() - start, "cases": record}))
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
