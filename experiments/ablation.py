@@ -16,7 +16,6 @@ The paper reports up to 40 % from recomputation and 10 to 15 % from its genetic 
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -144,12 +143,7 @@ def draw(record: dict[str, Any], plt: Any) -> Any:
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line."""
-    parser = harness.arguments(__doc__ or "")
-    parser.add_argument("--model", action="append", choices=sorted(models.NAMES), help="may be repeated")
-    return harness.run(parser, arguments, answer, show, draw)
-
+main = harness.command(__doc__, answer, show, draw, model=models.NAMES)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,17 +11,13 @@ once.
 """
 
 import argparse
-import json
-import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-if "jax" not in sys.modules and "XLA_FLAGS" not in os.environ:  # every core; before JAX starts
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={os.cpu_count()}"
-
+import harness  # before JAX starts
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -171,11 +167,8 @@ def joint_loss(count: int) -> dict[str, float]:
     return {"cases": count, "ship": ships, "mean": float(np.mean(losses)), "worst": float(np.max(losses))}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--smoke", action="store_true", help="a coarse run")
-    options = parser.parse_args(arguments)
+def answer(options: argparse.Namespace) -> harness.Answer:
+    """Every figure, on random problems and small wafers."""
     jax.config.update("jax_enable_x64", True)
     count = CHUNK * len(jax.devices()) * (4 if options.smoke else 256)
     few = 4 if options.smoke else 40
@@ -191,23 +184,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
     }
     record["loss_of_phases"] = joint_loss(2 if options.smoke else 12)
-    if options.json:
-        print(json.dumps(record, indent=2))
-        return 0
+    return record
+
+
+def show(record: harness.Answer) -> None:
+    """Print the tables."""
     print(f"{LEVELS} levels x {STAGES} stages, {record['devices']} devices, float32: strategies per second")
     for name, rate in record["strategies_per_second"].items():
         print(f"  {name:45s}{rate:12,.0f}")
     print("Program over bins, 16 stages: slower than the optimum by")
     for bins, loss in record["loss_of_bins"].items():
-        print(f"  {bins:5d} bins  mean {loss['mean']:.2%}  worst {loss['worst']:.2%}  none {loss['nothing_found']:.0%}")
+        print(f"  {bins:>5} bins  mean {loss['mean']:.2%}  worst {loss['worst']:.2%}  none {loss['nothing_found']:.0%}")
     print("Step time, sum c + weight max c: above the scan with the exact knapsack by, and s that the scan takes")
     for name, loss in record["loss_of_step"].items():
         print(f"  {name:25s}" + "  ".join(f"{word} {value:.2g}" for word, value in loss.items()))
     loss = record["loss_of_phases"]
     print(f"Levels, helpers and places one after the other, {loss['cases']} cases, {loss['ship']} ship: slower by")
     print(f"  mean {loss['mean']:.2%}  worst {loss['worst']:.2%}")
-    return 0
 
+
+main = harness.command(__doc__, answer, show)
 
 if __name__ == "__main__":
     sys.exit(main())

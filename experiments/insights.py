@@ -19,7 +19,6 @@ best design with more and less of it is shown by the mapper too.
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -397,13 +396,7 @@ def draw(record: dict[str, Any], plt: Any) -> Any:
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line."""
-    parser = harness.arguments(__doc__ or "")
-    parser.add_argument("--model", action="append", choices=sorted(models.NAMES), help="may be repeated")
-    parser.add_argument("--budget", action="append", choices=sorted(budgets.NAMES), help="may be repeated")
-    return harness.run(parser, arguments, answer, show, draw)
-
+main = harness.command(__doc__, answer, show, draw, model=models.NAMES, budget=budgets.NAMES)
 
 if __name__ == "__main__":
     sys.exit(main())

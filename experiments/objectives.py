@@ -14,12 +14,12 @@ Strategies are fewer than `watos codesign` looks at (`OPTIONS`), so that all par
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from harness import arguments, run
+from harness import command
 
 import watos_jax as wj
 
@@ -179,11 +179,12 @@ def draw(report: dict[str, Any], plt: Any) -> Any:
     figure, axes = plt.subplots(1, max(1, sum(map(len, shown))), figsize=(3.6 * max(1, sum(map(len, shown))), 3.4))
     axes = np.atleast_1d(axes)
     for axis, (name, front) in zip(axes, shown[0], strict=False):
-        rates = np.array(front["rates"])
+        large = np.max(front["rates"], axis=0)[1] >= 1e6
+        rates = np.array(front["rates"]) / (1e3, 1e6 if large else 1.0)
         axis.step(rates[:, 0], rates[:, 1], where="post", linewidth=0.8)
         axis.plot(rates[:, 0], rates[:, 1], "o", markersize=3)
-        axis.set_xlabel("tokens per second")
-        axis.set_ylabel(name.replace("-", " "))
+        axis.set_xlabel("thousand tokens per second")
+        axis.set_ylabel(("million " if large else "") + name.replace("-", " "))
         axis.set_title(f"{len(rates)} designs, hypervolume {front['hypervolume']:.3f}")
     for axis, (scale, part) in zip(axes[len(shown[0]) :], shown[1], strict=False):
         order = sorted(range(len(part["pool"])), key=lambda i: -part["pool"][i]["wins"])
@@ -241,11 +242,7 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
     return {name: PARTS[name](problem) for name in options.part or PARTS}
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--part", choices=PARTS, action="append", help="only these parts")
-    return run(parser, given, answer, show, draw)
-
+main = command(__doc__, answer, show, draw, part=PARTS)
 
 if __name__ == "__main__":
     sys.exit(main())

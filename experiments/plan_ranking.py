@@ -25,7 +25,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from harness import arguments, run
+from harness import command
 
 import watos_jax as wj
 from watos_jax import measured
@@ -345,9 +345,7 @@ def draw(record: dict[str, Any], plt: Any) -> Any:
     return figure
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    return run(arguments(__doc__), given, answer, show, draw)
-
+main = command(__doc__, answer, show, draw)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,6 @@ for them are not known to us.
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -133,10 +132,7 @@ def show(record: harness.Answer) -> None:
                 print(f"{head}{one['tokens_per_second']:12,.0f} tokens/s  {degrees}; {crosses} between wafers")
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    parser = harness.arguments(__doc__)
-    return harness.run(parser, given, answer, show, draw)
-
+main = harness.command(__doc__, answer, show, draw)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,8 @@
 """What the experiments do alike: options, one JSON object, tables, a figure in one style.
 
-An experiment hands `run` a function that answers, one that prints and one that draws. `--out DIR` writes the answer as
-`NAME.json`, with the command that made it, and the figure as `NAME.svg`. `--smoke` is a coarse run; it draws as well.
+An experiment hands `command` a function that answers, one that prints and perhaps one that draws. `--out DIR` writes
+the answer as `NAME.json`, with the command that made it, and the figure as `NAME.svg`. `--smoke` is a coarse run; it
+draws as well.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +48,28 @@ def plain(value: Any) -> Any:
     return value
 
 
+def command(
+    doc: str | None,
+    answer: Callable[[argparse.Namespace], Answer],
+    show: Callable[[Answer], None],
+    draw: Callable[[Answer, Any], Any] | None = None,
+    **repeated: Iterable[str],
+) -> Callable[..., int]:
+    """The `main` of an experiment: takes the words of the command line, returns the exit status.
+
+    Args:
+        doc: of the experiment.
+        answer: the experiment, of the options.
+        show: prints an answer as tables.
+        draw: `draw(answer, pyplot)` makes the figure and returns it.
+        repeated: options that may be repeated, such as `model`, with what they may be; None where not given.
+    """
+    parser = arguments(doc or "")
+    for name, choices in repeated.items():
+        parser.add_argument(f"--{name}", action="append", choices=sorted(choices), help="may be repeated")
+    return lambda given=None: run(parser, given, answer, show, draw)
+
+
 def arguments(doc: str) -> argparse.ArgumentParser:
     """The options that every experiment has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,16 +84,16 @@ def run(
     given: Sequence[str] | None,
     answer: Callable[[argparse.Namespace], Answer],
     show: Callable[[Answer], None],
-    draw: Callable[[Answer, Any], Any],
+    draw: Callable[[Answer, Any], Any] | None,
 ) -> int:
-    """Answer, print, write.
+    """Answer, print, write; for an experiment with options of its own, else as `command`.
 
     Args:
         parser: of `arguments`, perhaps with more.
         given: words of the command line; those of the process where None.
         answer: the experiment.
         show: prints an answer as tables.
-        draw: `draw(answer, pyplot)` makes the figure and returns it.
+        draw: makes the figure.
     """
     words = sys.argv[1:] if given is None else list(given)
     options = parser.parse_args(words)
@@ -96,14 +119,16 @@ def run(
     return 0
 
 
-def _write(record: Answer, folder: Path, name: str, draw: Callable[[Answer, Any], Any]) -> None:
+def _write(record: Answer, folder: Path, name: str, draw: Callable[[Answer, Any], Any] | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    if draw is None:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     plt.rcParams.update(STYLE)
     figure = draw(record, plt)
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})

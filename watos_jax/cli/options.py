@@ -36,6 +36,14 @@ SequenceLength = Annotated[
     str | None, typer.Option(metavar="N", help="Tokens per training sequence, if not those of the preset or file.")
 ]
 Rung = Annotated[str, typer.Option("--fidelity", metavar="NAME", help=f"Operator model: {', '.join(FIDELITIES)}.")]
+FewOptions = Annotated[
+    bool,
+    typer.Option(
+        "--few-options",
+        help="Choose from what co-design does: micro-batches of up to 8, up to 4 chunks per stage and context parts, "
+        "1F1B, flash attention, 4-byte gradients, optimizer states sharded or not.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object in SI units, and nothing else.")]
 
 

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from watos_jax.cli.options import AsJson, Model, Rung, SequenceLength, takes_wafers
+from watos_jax.cli.options import AsJson, FewOptions, Model, Rung, SequenceLength, takes_wafers
 from watos_jax.cli.runtime import CompileClock, prepare, progress
 from watos_jax.cli.values import Joined, choice, hardware_of, model_of, one_line, whole
 from watos_jax.operators.fidelity import FIDELITIES
 from watos_jax.report.records import plan_record
 from watos_jax.report.tables import plan_view
 from watos_jax.search import plan as search
+from watos_jax.search.space import Options
 
 
 @takes_wafers
@@ -24,6 +25,7 @@ def plan(
     sequence_length: SequenceLength = None,
     top: Annotated[str, typer.Option(metavar="N", help="How many of the best strategies to print.")] = "10",
     fidelity: Rung = "roofline",
+    few_options: FewOptions = False,
     as_json: AsJson = False,
     *,
     joined: Joined,
@@ -33,7 +35,8 @@ def plan(
     Estimates every legal strategy: all degrees of parallelism that the machine can hold, all micro-batches,
     schedules, levels of recomputation and of sharding. Prints the fastest that fit, how many fit and what the
     others exceed, and the winner as arguments of Megatron-LM. Where none fits, it prints the one that exceeds its
-    limit least, and by how much. With --fidelity the best are ranked by that operator model; the counts are the
+    limit least, and by how much. Hundreds of dies have millions of strategies, of which --few-options keeps the likely
+    ones. With --fidelity the best are ranked by that operator model; the counts are the
     roofline's.
 
     \b
@@ -47,8 +50,9 @@ def plan(
     count, batch = whole("--top", top), whole("--global-batch-size", global_batch_size)
     rung: Any = choice("--fidelity", fidelity, FIDELITIES)
     transformer = model_of(model, sequence_length)
+    among = Options(global_batch_size=batch) if few_options else None
     with progress(f"planning {model}"), CompileClock() as clock:
-        answer = search.plan(machine, transformer, global_batch_size=batch, top=count, fidelity=rung)
+        answer = search.plan(machine, transformer, options=among, global_batch_size=batch, top=count, fidelity=rung)
         record: dict[str, Any] = {"model": model, "machine": name} | plan_record(machine, transformer, answer)
     record |= {"compile_time": clock.time}
     return (
