@@ -22,6 +22,7 @@ PANELS: Final = (
     ("DGX Cloud, H100, 16 and 8 bits", ("DGX Cloud",), "fitted"),
     ("llm-foundry (FSDP), A100 and H100", ("llm-foundry",), "fitted"),
     ("SimuMax, B200, dense and mixtures", ("SimuMax",), "fitted"),
+    ("Megatron-Bridge, GB200 and GB300", ("on GB200", "on GB300"), "fitted"),
     ("Korthikanti et al., MegaScale, NeMo 24.07", ("Korthikanti", "MegaScale", "NeMo perf"), "in no fit"),
     ("CS-2, weights streamed", ("CS-2",), "fitted"),
 )
@@ -73,7 +74,7 @@ def main() -> None:
 
     training = validate.training(Path(folder) / "training" / "training_runs.csv")
     memory = validate.memory(Path(folder) / "kernels" / "memory_by_rank_simumax_b200.csv")
-    figure, axes = pyplot.subplots(2, 4, figsize=(12.5, 6.4), layout="constrained")
+    figure, axes = pyplot.subplots(3, 3, figsize=(9.6, 9.6), layout="constrained")
     for axis, (title, texts, note) in zip(axes.flat[:-1], PANELS, strict=True):
         draw(axis, pairs(training, texts), title, note, "s")
     ranks = pairs(memory, ("",)) / 1e9

@@ -174,7 +174,11 @@ ILLEGAL = [
     ({"tensor_cols": 3}, "tensor_parallel is 3: it must divide num_attention_heads (32)"),
     ({"pipeline_parallel": 40}, "pipeline_parallel is 40: it must be at most num_layers (32)"),
     ({"data_parallel": 3}, "global_batch_size is 16: it must be a multiple of micro_batch_size x data_parallel (3)"),
-    ({"virtual_stages": 3}, "virtual_stages is 3: pipeline_parallel x virtual_stages (12) must divide num_layers (32)"),
+    (
+        {"virtual_stages": 3},
+        "virtual_stages is 3: pipeline_parallel x virtual_stages (12) must divide num_layers (32), "
+        "or two more where pipeline_parallel does not",
+    ),
     (
         {"virtual_stages": 2, "global_batch_size": 6},
         "virtual_stages is 2: the number of micro-batches (6) must be a multiple of pipeline_parallel (4)",

@@ -145,6 +145,21 @@ def test_arguments_of_megatron():
     assert missing == []
 
 
+def test_embedding_and_head_may_stand_for_a_layer_of_the_first_and_last_chunk():
+    model = models.LLAMA3_405B
+    strategy = Strategy(tensor_cols=8, pipeline_parallel=16, virtual_stages=4, global_batch_size=32)
+    assert violation(model, strategy) is None
+    held = stages(model, strategy, 16)
+    assert (held.dense + held.mixture).tolist() == [7.0, *[8.0] * 14, 7.0]
+    arguments, missing = megatron_arguments(model, strategy)
+    assert _value(arguments, "num-layers-per-virtual-pipeline-stage") == "2" and missing == []
+    assert {"--account-for-embedding-in-pipeline-split", "--account-for-loss-in-pipeline-split"} <= set(arguments)
+    assert 8 in every_option(model, 32).virtual_stages
+    for stages_, chunks in ((2, 32), (16, 3), (5, 2)):  # equal stages hold the ends beside them
+        other = replace(strategy, pipeline_parallel=stages_, virtual_stages=chunks)
+        assert "must divide num_layers (126)" in violation(model, other)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

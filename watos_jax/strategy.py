@@ -4,7 +4,7 @@ Codes are floats, so that one compilation serves every strategy: a schedule, a r
 algorithm are leaves. `RECOMPUTE_LEVELS`, `SCHEDULES` and `TENSOR_COLLECTIVES` name the codes.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import equinox as eqx
 import numpy as np
@@ -152,6 +152,24 @@ class Layout(eqx.Module):
         return int(self.pipeline_volume.shape[-2])
 
 
+def chunks_are_equal(num_layers: Any, pipeline_parallel: Any, virtual_stages: Any) -> Any:
+    """Whether the chunks of an interleaved pipeline hold equally many layers.
+
+    Either `pipeline_parallel virtual_stages` divides the layers; or, where the stages cannot be equal, it divides two
+    more: embedding and LM head then stand for a layer of the first and of the last chunk (Megatron-LM's
+    `--account-for-embedding-in-pipeline-split` and `--account-for-loss-in-pipeline-split`; Llama 3.1 405B has 126
+    layers for that).
+
+    Args:
+        num_layers: layers of the model; arrays broadcast.
+        pipeline_parallel: stages.
+        virtual_stages: chunks of a stage.
+    """
+    chunks = pipeline_parallel * virtual_stages
+    with_ends = (num_layers % pipeline_parallel != 0) & ((num_layers + 2) % chunks == 0)
+    return (num_layers % chunks == 0) | with_ends
+
+
 def violation(model: Transformer, strategy: Strategy) -> str | None:
     """Return the first structural rule that the strategy breaks for this model, as a sentence, or None.
 
@@ -184,9 +202,9 @@ def violation(model: Transformer, strategy: Strategy) -> str | None:
             f"({replica_batch:g})",
         ),
         (
-            v == 1 or layers % (p * v) == 0,
+            v == 1 or chunks_are_equal(layers, p, v),
             f"virtual_stages is {v:g}: pipeline_parallel x virtual_stages ({p * v:g}) must divide num_layers "
-            f"({layers:g})",
+            f"({layers:g}), or two more where pipeline_parallel does not",
         ),
         (
             v == 1 or (batch / replica_batch) % p == 0,

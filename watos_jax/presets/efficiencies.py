@@ -80,31 +80,31 @@ B200_MEGATRON: Final = Efficiency(
 SimuMax v1.2 formal results, 24 runs."""
 
 GB200_NEMO: Final = Efficiency(
-    matmul_overhead=0.315,
-    matmul_rows=96.9,
-    matmul_cols=277,
-    attention_overhead=3.14,
-    attention_rows=100,
-    memory_overhead=0.635,
+    matmul_overhead=0.0336,
+    matmul_rows=86.7,
+    matmul_cols=3.22e03,
+    attention_overhead=0.445,
+    attention_rows=102,
+    memory_overhead=1.06,
     launch_time=5e-06,
-    collective_latency=2.21e-05,
-    network_overhead=1.37,
+    collective_latency=0.000332,
+    network_overhead=0.017,
 )
 """Megatron-Bridge in NeMo containers on GB200, 8 and 4 bits: fitted to
-NVIDIA's Megatron-Bridge performance summaries (releases 25.09 to 26.06), 15 runs of 8 configurations."""
+NVIDIA's Megatron-Bridge performance summaries (releases 25.09 to 26.06), 32 runs of 20 configurations."""
 
 GB300_NEMO: Final = Efficiency(
-    matmul_overhead=0.228,
-    matmul_rows=95,
-    matmul_cols=143,
-    attention_overhead=2.68,
-    attention_rows=96.9,
-    memory_overhead=0.0597,
+    matmul_overhead=0.0292,
+    matmul_rows=1.6e03,
+    matmul_cols=97.1,
+    attention_overhead=2.78,
+    attention_rows=94,
+    memory_overhead=0.039,
     launch_time=5e-06,
-    collective_latency=1.99e-05,
-    network_overhead=0.044,
+    collective_latency=7.67e-06,
+    network_overhead=0.0171,
 )
-"""The same on GB300, 12 runs of 7 configurations: few enough that most fields stay near where the fit starts."""
+"""The same on GB300, 28 runs of 18 configurations."""
 
 CS2_MODEL_ZOO: Final = Efficiency(
     matmul_overhead=1.43,

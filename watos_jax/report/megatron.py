@@ -28,7 +28,6 @@ def megatron_arguments(model: Transformer, strategy: Strategy) -> tuple[list[str
     """
     arguments = _model_arguments(model)
     missing: list[str] = []
-    layers_per_chunk = model.num_layers / (strategy.pipeline_parallel * strategy.virtual_stages)
     arguments += _numbers(
         {
             "tensor-model-parallel-size": strategy.tensor_parallel,
@@ -42,7 +41,7 @@ def megatron_arguments(model: Transformer, strategy: Strategy) -> tuple[list[str
     if strategy.expert_parallel > 1:
         arguments += _numbers({"expert-model-parallel-size": strategy.expert_parallel})
     if strategy.virtual_stages > 1:
-        arguments += _numbers({"num-layers-per-virtual-pipeline-stage": layers_per_chunk})
+        arguments += _chunks(model, strategy)
     elif model.num_layers % strategy.pipeline_parallel:
         arguments += _uneven_stages(model, strategy)
     if strategy.sequence_parallel and strategy.tensor_parallel > 1:
@@ -124,6 +123,14 @@ def _layer_pattern(model: Transformer) -> str:
     period = f"([0]*{interval - 1}+[1])" if interval > 1 else "[1]"
     parts = ((f"[0]*{leading}", leading), (f"{period}*{rounds}", rounds), (f"[0]*{rest}", rest))
     return "+".join(part for part, number in parts if number)
+
+
+def _chunks(model: Transformer, strategy: Strategy) -> list[str]:
+    chunks = strategy.pipeline_parallel * strategy.virtual_stages
+    if model.num_layers % chunks == 0:
+        return _numbers({"num-layers-per-virtual-pipeline-stage": model.num_layers / chunks})
+    size = _numbers({"num-layers-per-virtual-pipeline-stage": (model.num_layers + 2) / chunks})
+    return [*size, "--account-for-embedding-in-pipeline-split", "--account-for-loss-in-pipeline-split"]
 
 
 def _uneven_stages(model: Transformer, strategy: Strategy) -> list[str]:

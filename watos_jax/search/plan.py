@@ -82,7 +82,7 @@ def every_option(model: Transformer, global_batch_size: int) -> Options:
         global_batch_size=global_batch_size,
         micro_batch_sizes=_divisors(global_batch_size),
         recompute=RECOMPUTE_LEVELS,
-        virtual_stages=_divisors(int(model.num_layers)),
+        virtual_stages=tuple(sorted({*_divisors(int(model.num_layers)), *_divisors(int(model.num_layers) + 2)})),
         context_parallel=(1, 2, 4, 8),
         sequence_parallel=allowed["sequence_parallel"],
         optimizer_sharding=allowed["optimizer_sharding"],

@@ -19,7 +19,7 @@ from watos_jax.model import Transformer
 from watos_jax.network.contention import Network
 from watos_jax.network.geometry import Geometry, misfit, num_rectangles, num_usable
 from watos_jax.network.layout import layout_of, padded
-from watos_jax.strategy import FEW_VALUES, RECOMPUTE_LEVELS, SCHEDULES, Layout, Strategy
+from watos_jax.strategy import FEW_VALUES, RECOMPUTE_LEVELS, SCHEDULES, Layout, Strategy, chunks_are_equal
 
 _NAMES: Final = {"recompute": RECOMPUTE_LEVELS, "schedule": SCHEDULES}
 _FEW: Final = {name: (allowed, rule) for name, allowed, rule in FEW_VALUES}
@@ -243,7 +243,9 @@ def _variants(base: Geometry, layers: int, experts: int, options: Options) -> It
     # the same degrees with every expert parallelism, collective and (where layers allow) interleaving
     peers = base.data * base.context
     degrees = [e for e in range(1, peers + 1) if peers % e == 0 and experts % e == 0] if experts else [1]
-    wraps = base.pipeline > 1 and any(v > 1 and layers % (base.pipeline * v) == 0 for v in options.virtual_stages)
+    wraps = base.pipeline > 1 and any(
+        v > 1 and chunks_are_equal(layers, base.pipeline, v) for v in options.virtual_stages
+    )
     collectives = (0, 1) if base.tensor_rows > 1 and base.tensor_cols > 1 else (0,)
     plain = (False,) if 1 in options.virtual_stages else ()
     for expert, collective, interleaved in product(degrees, collectives, plain + ((True,) if wraps else ())):
@@ -267,8 +269,8 @@ def _options_of(geometry: Geometry, model: Transformer, options: Options) -> dic
     columns = np.array(list(product(*choices)), float).T
     micro, recompute, sequence, sharding, virtual, schedule, gradient_bytes, flash = columns
     batches = options.global_batch_size / (micro * geometry.data)
-    chunks_equal = np.mod(float(model.num_layers), geometry.pipeline * virtual) == 0
-    rounds = (virtual == 1) | chunks_equal & (np.mod(batches, geometry.pipeline) == 0)
+    equal = chunks_are_equal(float(model.num_layers), geometry.pipeline, virtual)
+    rounds = (virtual == 1) | equal & (np.mod(batches, geometry.pipeline) == 0)
     # flash attention keeps no scores, so dropping them alone is another name for keeping everything
     repeats = (flash == 1.0) & (recompute == RECOMPUTE_LEVELS.index("selective")) & ("none" in options.recompute)
     legal = (batches == np.floor(batches)) & rounds & ~repeats
