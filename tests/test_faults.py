@@ -445,7 +445,7 @@ def test_the_command_prints_every_draw_and_the_worst(studied, monkeypatch, capfd
     assert record["one_plan"]["value"] == record["step_time"]["one_plan"]["worst"]
     assert main(words) == 0
     out = capfd.readouterr()[0]
-    assert "one plan, worst draw" in out and "median" in out and "anew for draw 2" in out
+    assert "one plan, least worst step" in out and "median" in out and "anew for draw 2" in out
     lost = replace(studied, plan=DrawPlan(None, (), "worst", 3, 0))
     monkeypatch.setattr("watos_jax.search.draws.study_draws", lambda *_, **__: lost)
     assert main([*words, "--json"]) == 0

@@ -93,14 +93,14 @@ def study_view(title: str, record: Mapping[str, Any]) -> RenderableType:
     heads = ("draw", "dead dies", "dead links", "usable", *WAYS.values())
     plans = [_plan("whole wafer", record["whole"])]
     if record["one_plan"]["strategy"] is not None:
-        plans.append(_plan(f"one plan, {record['objective']} draw", record["one_plan"]))
+        plans.append(_plan(f"one plan, least {record['objective']} step", record["one_plan"]))
     plans += [
         _plan(f"anew for draw {number}", draw["robust"])
         for number, draw in enumerate(record["draws"], 1)
         if draw["robust"]["fits"]
     ]
     degrees = ("strategy of", "tensor", "pipe", "data", "ctx", "exp", "micro", "recompute")
-    parts = [table(f"{title}: step time, and throughput over {seconds(whole)} of the whole wafer", heads, rows)]
+    parts = [table(f"{title}, whole {seconds(whole)}: step, and throughput over the whole's", heads, rows)]
     parts.append(table("Strategies", degrees, plans))
     lines = [f"draw {n}: {reason}" for n, draw in enumerate(record["draws"], 1) for reason in draw["reasons"]]
     return stacked(*parts, *(Text(line) for line in lines))
