@@ -79,14 +79,14 @@ def _costs(
     streams: float,
     scores: Scalar,
 ) -> Cost:
-    # candidates on axes (rectangles by rows, by columns, blocks of rows, blocks of keys)
+    # candidates on axes (rectangles by rows, by columns, blocks of keys, blocks of rows: a whole number of vectors)
     down, lanes = jnp.reshape(RECTANGLES, (-1, 1, 1, 1)), jnp.reshape(RECTANGLES, (1, -1, 1, 1))
     high, wide = jnp.maximum(jnp.floor(m.rows / down), 1.0), jnp.maximum(jnp.floor(m.cols / lanes), 1.0)
-    blocks = jnp.reshape(OUTER, (1, 1, -1, 1))
+    blocks = jnp.reshape(OUTER, (1, 1, 1, -1))
     query = cut(rows, blocks, high * wide, m.side)
     by_port = cut(rows, blocks, high, m.side)
     met = jnp.minimum(jnp.ceil(shape.keys + 0.5 * (query.size / group - 1.0)), jnp.ceil(shape.sequence))
-    key = cut(met, jnp.reshape(STREAMED, (1, 1, 1, -1)), jnp.ones_like(high), m.side)
+    key = cut(met, jnp.reshape(STREAMED, (1, 1, -1, 1)), jnp.ones_like(high), m.side)
     behind = jnp.ceil(units / down)  # units that pass one port
     turns = jnp.ceil(behind / lanes)  # units that a rectangle works on, one after another
     head, value = (jnp.ceil(jnp.asarray(x, float)) for x in (shape.head_dim, shape.value_dim))

@@ -120,11 +120,12 @@ class _Links(NamedTuple):
 
 
 def _costs(m: Machine, sizes: _Sizes, bands: tuple[int, ...]) -> Cost:
-    # axes: dataflow, tiles of one dimension of the stationary operand, of the other, of the stream, bands
-    side_by_side = jnp.reshape(jnp.array(bands, float), (1, 1, 1, -1))
+    # axes: dataflow, tiles of the stream, bands, tiles of one dimension of the stationary operand, of the other: the last
+    # is a whole number of vectors
+    side_by_side = jnp.reshape(jnp.array(bands, float), (1, -1, 1, 1))
     ways = jnp.maximum(jnp.floor(m.rows / side_by_side), 1.0)
-    first, second = (jnp.reshape(OUTER, shape) for shape in ((-1, 1, 1, 1), (1, -1, 1, 1)))
-    streamed, whole = jnp.reshape(STREAMED, (1, 1, -1, 1)), jnp.ones_like(ways)
+    first, second = (jnp.reshape(OUTER, shape) for shape in ((1, 1, -1, 1), (1, 1, 1, -1)))
+    streamed, whole = jnp.reshape(STREAMED, (-1, 1, 1, 1)), jnp.ones_like(ways)
     rows, cols, depth = sizes.rows, sizes.cols, sizes.depth
     spread = {
         "output": ((rows, first, ways), (cols, second, m.cols), (depth, streamed, whole)),
@@ -136,7 +137,7 @@ def _costs(m: Machine, sizes: _Sizes, bands: tuple[int, ...]) -> Cost:
         a, b, k = (cut(extent, tiles, along, m.side) for extent, tiles, along in spread[dataflow])
         label = jnp.full_like(whole, float(number)), a.tiles, b.tiles, k.tiles, side_by_side
         each.append(_cost(dataflow, m, a, b, k, sizes, side_by_side)._replace(label=label))
-    shape = (len(OUTER), len(OUTER), len(STREAMED), len(bands))
+    shape = (len(STREAMED), len(bands), len(OUTER), len(OUTER))
     stacked = jax.tree.map(lambda *parts: jnp.stack([jnp.broadcast_to(x, shape) for x in parts]), *each)
     impossible = jnp.where(side_by_side > jnp.minimum(m.rows, sizes.number), jnp.inf, 0.0)
     return stacked._replace(footprint=stacked.footprint + impossible[None])
