@@ -120,8 +120,8 @@ class _Links(NamedTuple):
 
 
 def _costs(m: Machine, sizes: _Sizes, bands: tuple[int, ...]) -> Cost:
-    # axes: dataflow, tiles of the stream, bands, tiles of one dimension of the stationary operand, of the other: the last
-    # is a whole number of vectors
+    # axes: dataflow, tiles of the stream, bands, tiles of one dimension of the stationary operand, of the other; the
+    # last fills whole vectors
     side_by_side = jnp.reshape(jnp.array(bands, float), (1, -1, 1, 1))
     ways = jnp.maximum(jnp.floor(m.rows / side_by_side), 1.0)
     first, second = (jnp.reshape(OUTER, shape) for shape in ((1, 1, -1, 1), (1, 1, 1, -1)))
