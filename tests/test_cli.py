@@ -19,7 +19,7 @@ from watos_jax.cli.documentation import meanings
 from watos_jax.cli.options import spelled
 from watos_jax.cli.presets import KINDS
 from watos_jax.cli.runtime import CompileClock, num_cores
-from watos_jax.report.tables import digits, quantity, seconds
+from watos_jax.report.text import digits, quantity, seconds
 from watos_jax.search import codesign as search
 from watos_jax.search import lattice, resolved, shadow
 from watos_jax.search import plan as plans

@@ -17,7 +17,7 @@ from watos_jax.cli.values import choice
 from watos_jax.presets import budgets, chips, models, prices, technologies, wafers
 from watos_jax.presets.technologies import PJ_PER_BIT
 from watos_jax.report.records import plain
-from watos_jax.report.tables import stacked, table
+from watos_jax.report.text import stacked, table
 from watos_jax.units import GIGA, KILO, MIB, MM, MM2, NANO, PICO, TERA, UM2
 from watos_jax.workload import num_parameters
 

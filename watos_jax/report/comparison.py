@@ -11,7 +11,7 @@ from watos_jax.baselines.comparison import Comparison, Side
 from watos_jax.baselines.streamed_wafer import StreamedWafer
 from watos_jax.hardware import System, Wafer
 from watos_jax.report.records import Plain, estimate_record, plain, strategy_names, strategy_record
-from watos_jax.report.tables import digits, pairs, percent, quantity, seconds, stacked, table
+from watos_jax.report.text import digits, pairs, percent, quantity, seconds, stacked, table
 from watos_jax.search.central import Schedule
 from watos_jax.search.plan import Plan
 from watos_jax.units import GIGA

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from watos_jax.faults import Faults
 from watos_jax.report.records import Plain, plain, strategy_names, strategy_record
-from watos_jax.report.tables import percent, seconds, stacked, table
+from watos_jax.report.text import percent, seconds, stacked, table
 from watos_jax.search.draws import DrawStudy
 from watos_jax.search.robust import Survivor
 

@@ -1,81 +1,21 @@
 """Results as tables in the terminal, drawn from the dictionaries of `records`: what is shown is what JSON holds."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
-from rich import box
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from watos_jax.report.records import CODES
+from watos_jax.report.text import digits, pairs, percent, quantity, seconds, stacked, table
 from watos_jax.strategy import Strategy
 from watos_jax.units import GIGA, KIB, MM
 
 PRICED: Final = 12
 """Constants of a budget whose shadow prices are shown, the strongest."""
-PREFIXES: Final = tuple(zip([10.0**power for power in range(15, -15, -3)], "P T G M k _ m u n p".split(), strict=True))
-"""SI prefixes that numbers are shown with, the largest first; `_` stands for none."""
-
-
-def quantity(value: float | None, unit: str, *, largest: float = 1e15) -> str:
-    """A number with four digits, an SI prefix and its unit.
-
-    Args:
-        value: in SI units; None where it is not finite.
-        unit: without prefix.
-        largest: largest prefix used; 1 for seconds.
-    """
-    if value is None:
-        return "-"
-    usable = [(scale, name) for scale, name in PREFIXES if scale <= largest]
-    scale, name = next((pair for pair in usable if abs(value) >= pair[0]), usable[-1] if value else (1.0, "_"))
-    return f"{digits(value / scale)} {name.strip('_')}{unit}"
-
-
-def digits(value: float) -> str:
-    """A number with four significant digits and no exponent."""
-    size = abs(value)
-    places = next((places for bound, places in ((10.0, 3), (100.0, 2), (1000.0, 1)) if size < bound), 0)
-    return f"{value:,.{places}f}"
-
-
-def seconds(value: float | None) -> str:
-    """A time: seconds, or milliseconds and microseconds below one."""
-    return quantity(value, "s", largest=1.0)
-
-
-def percent(value: float | None) -> str:
-    """A fraction in per cent."""
-    return "-" if value is None else f"{100.0 * value:.1f} %"
-
-
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, words: int = 1) -> Table:
-    """A table with a title above, its first columns set left and the others right.
-
-    Args:
-        title: above the table.
-        columns: headings.
-        rows: cells.
-        words: number of columns that hold words.
-    """
-    drawn = Table(
-        title=Text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
-    )
-    for number, heading in enumerate(columns):
-        drawn.add_column(heading, justify="left" if number < words else "right", no_wrap=True)
-    for row in rows:
-        drawn.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    return drawn
-
-
-def pairs(title: str, rows: Mapping[str, str]) -> Table:
-    """A table of names and values without headings."""
-    drawn = table(title, ("", ""), rows.items())
-    drawn.show_header = False
-    return drawn
 
 
 def summary_table(title: str, record: Mapping[str, Any]) -> Table:
@@ -283,11 +223,6 @@ def prices_table(prices: Mapping[str, Any]) -> Table:
     strongest = sorted(prices["constants"].items(), key=lambda item: -abs(item[1]))
     rows += [(name, f"{value:+.3f}") for name, value in strongest[:PRICED] if abs(value) >= 5e-4]
     return table("One per cent more of", ("", "changes the objective by, %"), rows)
-
-
-def stacked(*parts: RenderableType) -> RenderableType:
-    """Tables one below the other, an empty line after each."""
-    return Group(*(piece for part in parts for piece in (part, Text())))
 
 
 def estimate_view(title: str, record: Mapping[str, Any]) -> RenderableType:
