@@ -241,7 +241,8 @@ def design_view(title: str, record: Mapping[str, Any], *, every_price: bool = Fa
     """
     prices = record["prices"]
     priced = [] if prices is None else [worth_table(prices), *([prices_table(prices)] if every_price else [])]
-    priced += [resolved_table(record["resolved_prices"])] if record["resolved_prices"] is not None else []
+    resolved = record.get("resolved_prices")
+    priced += [] if resolved is None else [resolved_table(resolved)]
     rescored = record["rescored"]
     again = [] if rescored is None else [summary_table("The wafer's best strategy by this model", rescored)]
     again += [] if rescored is None else [strategy_table(rescored)]
