@@ -32,6 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import platformdirs
 import pyarrow.parquet
+from matplotlib.colors import LogNorm
 
 import watos_jax as wj
 from watos_jax import sweeps
@@ -51,7 +52,7 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "lege
 # %%
 WAFERS = int(os.environ.get("WATOS_JAX_NOTEBOOK_WAFERS", "1_000_000"))
 
-common = {"global_batch_size": 256, "recompute": 1}
+common = {"global_batch_size": 256, "recompute": 2}
 chosen = [
     wj.Strategy(tensor_cols=2, pipeline_parallel=28, **common),
     wj.Strategy(tensor_cols=2, pipeline_parallel=14, data_parallel=2, **common),
@@ -116,7 +117,7 @@ figure, axes = plt.subplots(figsize=(8, 4.5))
 cloud = axes.hexbin(
     rows["power"].to_numpy() / 1e3,
     rows["tokens_per_second"].to_numpy() / 1e3,
-    bins="log",
+    norm=LogNorm(1, 200),
     gridsize=70,
     cmap="Greys",
     mincnt=1,
