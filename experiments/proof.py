@@ -9,16 +9,15 @@ Beside it stand
 * leaf: the bound of the best lattice point alone, by the same tangent and by one that touches there, over the time of
   the replayed schedule.
 
-    python experiments/proof.py            # table
-    python experiments/proof.py --json     # one JSON object
-    python experiments/proof.py --smoke    # a coarse run
+    python experiments/proof.py --out experiments/results    # every case is kept as soon as it is there
+    python experiments/proof.py --smoke                      # a coarse run
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import harness  # sets the devices before JAX starts
@@ -44,14 +43,17 @@ TRIED = 12
 """Times as many are drawn at most: most fit nowhere."""
 SHARES = (0.0, 0.1, 0.5, 0.9, 1.0)
 """Of strategies below the printed ratios."""
+KINDS = {"root": "-", "root, one box": "--", "leaf": "-", "leaf, touched": "--"}
+"""Bounds, with their dashes in the figure."""
 
 
 def ratios(budget_name: str, model_name: str, count: int, seed: int = 0) -> dict[str, Any]:
-    """Bounds over what strategies can reach, by kind of bound."""
+    """Bounds over what strategies can reach, least first, by kind of bound."""
+    began = time.process_time()
     budget = budgets.get(budget_name)
     table = candidates(models.get(model_name), budget, options=OPTIONS)
     table = Candidates(placed(table.shared), table.every, table.group, table.guesses, table.pruned)
-    found: dict[str, list[float]] = {name: [] for name in ("root", "root, one box", "leaf", "leaf, touched")}
+    found: dict[str, list[float]] = {name: [] for name in KINDS}
     tried = 0
     for row in np.random.default_rng(seed).permutation(len(table))[: TRIED * count]:
         if len(found["root"]) == count:
@@ -59,8 +61,13 @@ def ratios(budget_name: str, model_name: str, count: int, seed: int = 0) -> dict
         tried += 1
         for name, value in _of_strategy(table, int(row)).items():
             found[name].append(value)
-    quantiles = {name: np.quantile(values, SHARES).tolist() for name, values in found.items() if values}
-    return {"strategies": len(found["root"]), "drawn": tried, "of": len(table), "ratios": quantiles}
+    return {
+        "strategies": len(found["root"]),
+        "drawn": tried,
+        "of": len(table),
+        "ratios": {name: sorted(values) for name, values in found.items()},
+        "cpu_seconds": time.process_time() - began,
+    }
 
 
 def _of_strategy(table: Candidates, row: int) -> dict[str, float]:
@@ -94,30 +101,51 @@ def _bound(problem: Local, touched: Any, boxes: Boxes) -> float:
     return float(problem.bound(every, boxes).min(initial=np.inf))
 
 
+def answer(options: argparse.Namespace) -> harness.Parts:
+    """Every case, or the one of the options."""
+    cases = CASES if options.budget is None else ((options.budget, options.model),)
+    count = 2 if options.smoke else STRATEGIES
+    wanted = cases[:1] if options.smoke else cases
+    make = {f"{budget}, {model}": partial(ratios, budget, model, count) for budget, model in wanted}
+    return harness.Parts({"strategies": count, "proven_within": GAP}, make)
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print shares of the strategies."""
+    for title, found in record["parts"].items():
+        fit = f"{found['strategies']} of {found['drawn']} strategies fit"
+        print(f"{title}: {fit}; bound / best; {found['cpu_seconds']:.0f} s of CPU time")
+        print(" " * 18 + "".join(f"{share:8.0%}" for share in SHARES))
+        for name, values in found["ratios"].items():
+            print(f"  {name:16s}" + "".join(f"{value:8.4f}" for value in np.quantile(values or [np.nan], SHARES)))
+
+
+def draw(record: dict[str, Any], plt: Any) -> Any:
+    """Share of the strategies against bound over best, a panel for each case."""
+    size = (2.6 * len(record["parts"]) + 1.6, 3.2)
+    figure, axes = plt.subplots(
+        1, len(record["parts"]), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
+    )
+    for axis, (title, found) in zip(axes[0], record["parts"].items(), strict=True):
+        for (name, dashes), colour in zip(KINDS.items(), np.repeat(harness.COLOURS[:2], 2), strict=True):
+            values = found["ratios"][name]
+            shares = np.arange(len(values) + 1) / max(len(values), 1)
+            axis.step([*values, 1.0], shares, where="pre", color=colour, ls=dashes, label=name)
+        axis.set(title=title, xlabel="lower bound / best of a strategy")
+    axes[0, 0].set_ylabel("share of strategies at or below")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
 def main(given: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--smoke", action="store_true", help="a coarse run")
-    parser.add_argument("--budget", help="one budget in place of all cases; with --model")
-    parser.add_argument("--model", help="one model")
+    parser = harness.arguments(__doc__ or "", in_parts=True)
+    parser.add_argument("--budget", choices=budgets.NAMES, help="one budget in place of all cases; with --model")
+    parser.add_argument("--model", choices=sorted(models.NAMES), help="one model")
     options = parser.parse_args(given)
     if (options.budget is None) != (options.model is None):
         parser.error("--budget and --model: both or neither must be given")
-    cases = CASES if options.budget is None else ((options.budget, options.model),)
-    start, record = time.process_time(), {}
-    for budget, model in cases[:1] if options.smoke else cases:
-        record[f"{budget}, {model}"] = found = ratios(budget, model, 2 if options.smoke else STRATEGIES)
-        if not options.json:
-            print(f"{budget}, {model}: {found['strategies']} of {found['drawn']} strategies fit; bound / best")
-            print(" " * 18 + "".join(f"{share:8.0%}" for share in SHARES))
-            for name, values in found["ratios"].items():
-                print(f"  {name:16s}" + "".join(f"{value:8.4f}" for value in values))
-    if options.json:
-        print(
-            json.dumps(harness.plain({"shares": SHARES, "cpu_seconds": time.process_time() - start, "cases": record}))
-        )
-    return 0
+    return harness.run(parser, given, answer, show, draw)
 
 
 if __name__ == "__main__":

@@ -6,27 +6,29 @@ fits is better than what does not, and what does not is judged by its excess. St
 time of it counts for all; compilation counts for none. All but exhaustive search begin at the same first guesses of the
 knobs. The gap is that of the replayed step time over the lower bound that `codesign(gap=0)` proves.
 
-Optuna (TPE), pymoo (mixed-variable GA) and evosax (CMA-ES) ask for designs in batches, as integers that are repaired
-to the nearest candidate: the extra `race` installs them. `narrow` is `default` with few values of each knob, so that
-exhaustive search can finish.
+Optuna, pymoo and evosax are installed by the extra `race`. `narrow` is `default` with few values of each knob, so that
+exhaustive search can finish. With `--out` every course is kept as soon as it is there: the command given again takes
+up after an end, and others add courses to the same record.
 
-    python experiments/search_race.py --out experiments/results                       # in full, some 3 h
+    python experiments/search_race.py --out experiments/results --anew                # in full, some 3 h
+    python experiments/search_race.py --out DIR --budgets narrow --models gpt3-175b   # one course more, kept in DIR
     python experiments/search_race.py --smoke                                         # a tiny one
 """
 
 import argparse
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import harness  # sets the devices before JAX starts
 import jax
 import numpy as np
+from harness.optimisers import PACKAGES
 
 import watos_jax as wj
 from watos_jax.baselines.searchers import SEARCHERS, Searcher
@@ -54,8 +56,12 @@ WARM = {"genetic": 600, "evosax CMA-ES": 300}
 WARM_OTHERS = 100
 PROOF_TIME = 400.0
 """Seconds for the proof."""
-FLOOR = 1e-5
-"""Least gap of the figure."""
+FLOOR, CEILING = 1e-3, 10.0
+"""Least and most gap of the figure."""
+APART = 1.15
+"""Ratio of the places where the spreads of two searches stand."""
+SEEN = 0.97
+"""Ratio of gaps, of times or of evaluations that the figure can show."""
 LINES = {
     OURS: (harness.COLOURS[7], "-"),
     "exhaustive": (harness.COLOURS[6], "--"),
@@ -95,100 +101,6 @@ def narrow() -> tuple[wj.Budget, wj.Options]:
         sequence_parallel=(1,),
         optimizer_sharding=(1,),
     )
-
-
-# searches of others
-
-
-def optuna_tpe(run: Run, seed: int, *, batch: int = 16) -> None:
-    """Tree-structured Parzen estimator, constant liar within a batch."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-    study = optuna.create_study(sampler=sampler)
-    space = run.space
-    genes = {name: optuna.distributions.IntDistribution(0, int(size) - 1) for name, size in _genes(space)}
-    for start in space.starts(np.random.default_rng(seed), 4 * batch).tolist():
-        study.enqueue_trial(dict(zip(space.names, start, strict=True)))
-    while not run.is_over():
-        trials = [study.ask(genes) for _ in range(batch)]
-        designs = np.array([[trial.params[name] for name in space.names] for trial in trials])
-        for trial, merit in zip(trials, run.merits(designs), strict=True):
-            study.tell(trial, float(min(merit, 1e6)))
-
-
-def pymoo_ga(run: Run, seed: int, *, population: int = 100) -> None:
-    """The mixed-variable genetic algorithm, begun anew when nothing changes for 100 generations."""
-    from pymoo.core.evaluator import Evaluator
-    from pymoo.core.mixed import MixedVariableGA
-    from pymoo.core.population import Population
-    from pymoo.core.problem import Problem
-    from pymoo.core.termination import NoTermination
-    from pymoo.core.variable import Integer
-    from pymoo.problems.static import StaticProblem
-
-    space, source = run.space, np.random.default_rng(seed)
-    genes = {name: Integer(bounds=(0, int(size) - 1)) for name, size in _genes(space) if size > 1}
-    problem, fixed = Problem(vars=genes), dict.fromkeys(space.names, 0)
-    while not run.is_over():
-        starts = [
-            {name: rank for name, rank in zip(space.names, start, strict=True) if name in genes}
-            for start in space.starts(source, population).tolist()
-        ]
-        algorithm = MixedVariableGA(pop_size=population, sampling=Population.new("X", np.array(starts)))
-        algorithm.setup(problem, termination=NoTermination(), seed=int(source.integers(2**31)))
-        best, stalled = np.inf, 0
-        while stalled < 100 and not run.is_over():
-            asked = algorithm.ask()
-            designs = np.array([[(fixed | dict(one))[name] for name in space.names] for one in asked.get("X")])
-            merits = run.merits(designs)
-            Evaluator().eval(StaticProblem(problem, F=np.minimum(merits, 1e6)[:, None]), asked)
-            algorithm.tell(infills=asked)
-            best, stalled = min(best, merits.min()), 0 if merits.min() < best else stalled + 1
-
-
-@cache
-def _cma_es(population: int, genes: int) -> tuple[Any, Callable, Callable]:
-    # compiled once for all seeds
-    from evosax.algorithms import CMA_ES
-
-    strategy = CMA_ES(population_size=population, solution=np.zeros(genes))
-    return strategy, jax.jit(strategy.ask), jax.jit(strategy.tell)
-
-
-def evosax_cma_es(run: Run, seed: int, *, population: int = 128) -> None:
-    """CMA-ES on ranks scaled to 0..1 and rounded, begun anew when nothing changes for 100 generations."""
-    space, source = run.space, np.random.default_rng(seed)
-    strategy, ask, tell = _cma_es(population, len(space.sizes))
-    settings, key = strategy.default_params.replace(std_init=0.2), jax.random.key(seed)
-    while not run.is_over():
-        starts = space.starts(source, population)
-        mean = (starts[run.merits(starts).argmin()] + 0.5) / space.sizes
-        key, once = jax.random.split(key)
-        state, best, stalled = strategy.init(once, np.asarray(mean, np.float32), settings), np.inf, 0
-        while stalled < 100 and not run.is_over():
-            key, first, second = jax.random.split(key, 3)
-            asked, state = ask(first, state, settings)
-            merits = run.merits(np.floor(np.asarray(asked) * space.sizes).astype(int))
-            state, _ = tell(second, asked, np.asarray(np.minimum(merits, 1e6), np.float32), state, settings)
-            best, stalled = min(best, merits.min()), 0 if merits.min() < best else stalled + 1
-
-
-PACKAGES = {
-    "Optuna TPE": ("optuna", optuna_tpe),
-    "pymoo GA": ("pymoo", pymoo_ga),
-    "evosax CMA-ES": ("evosax", evosax_cma_es),
-}
-
-
-def _genes(space: GeneSpace) -> list[tuple[str, int]]:
-    return list(zip(space.names, space.sizes.tolist(), strict=True))
-
-
-# the race
 
 
 @dataclass(frozen=True)
@@ -305,84 +217,125 @@ def _spread(values: np.ndarray) -> list[float | None]:
     return [float(one) if np.isfinite(one) else None for one in three]
 
 
-def answer(options: argparse.Namespace) -> dict[str, Any]:
+def raced(budget: str, model: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One course: the proof, and every search."""
+    clock = CLOCKS[options.clock]
+    say = (lambda text: None) if options.json else partial(print, flush=True)
+    on = course(budget, model, clock, PROOF_TIME)
+    proof = on.design.certificate
+    say(f"{budget}, {model}: proven within {proof.gap:.2e} in {on.design.wall_time:.0f} s")
+    searches = race(on, options.seeds, options.time, clock, say)
+    return {
+        "budget": budget,
+        "model": model,
+        "candidates": len(on.space.candidates),
+        "designs": on.space.num_designs,
+        "enumeration_time": on.spent,
+        "best": proof.value,
+        "lower_bound": proof.lower_bound,
+        "proven": proof.gap,
+        "gaps": {name: gaps(entry, proof.lower_bound, options.time) for name, entry in searches.items()},
+        "searches": searches,
+    }
+
+
+def answer(options: argparse.Namespace) -> harness.Parts:
     """Every budget with every model."""
     if options.smoke:
         options.budgets, options.models, options.seeds, options.time = ("narrow",), ("llama3-70b",), 1, 2.0
-    clock, courses = CLOCKS[options.clock], []
-    say = (lambda text: None) if options.json else partial(print, flush=True)
-    for budget in options.budgets:
-        for model in options.models:
-            on = course(budget, model, clock, PROOF_TIME)
-            proof = on.design.certificate
-            say(f"{budget}, {model}: proven within {proof.gap:.2e} in {on.design.wall_time:.0f} s")
-            searches = race(on, options.seeds, options.time, clock, say)
-            courses.append(
-                {
-                    "budget": budget,
-                    "model": model,
-                    "candidates": len(on.space.candidates),
-                    "designs": on.space.num_designs,
-                    "enumeration_time": on.spent,
-                    "best": proof.value,
-                    "lower_bound": proof.lower_bound,
-                    "proven": proof.gap,
-                    "gaps": {name: gaps(entry, proof.lower_bound, options.time) for name, entry in searches.items()},
-                    "searches": searches,
-                }
-            )
-    limits = {"clock": options.clock, "time_limit": options.time, "seeds": options.seeds}
-    return limits | {"devices": len(jax.devices()), "courses": courses}
+    settings = {"clock": options.clock, "time_limit": options.time, "seeds": options.seeds}
+    courses = product(options.budgets, options.models)
+    return harness.Parts(
+        settings | {"devices": len(jax.devices())},
+        {f"{budget}, {model}": partial(raced, budget, model, options) for budget, model in courses},
+    )
 
 
 def draw(record: dict[str, Any], plt: Any) -> Any:
-    """Median gap over time and over evaluations, a row for each budget and model; the spread of the seeds shaded."""
-    rows = record["courses"]
-    figure, axes = plt.subplots(
-        len(rows), 2, figsize=(11, 3.6 * len(rows)), squeeze=False, sharey="row", layout="constrained"
-    )
-    for row, one in zip(axes, rows, strict=True):
-        for axis, limit in zip(row, ("seconds", "evaluations"), strict=True):
-            for name, (colour, dashes) in ((name, LINES[name]) for name in LINES if name in one["searches"]):
-                style = {"color": colour, "ls": dashes, "lw": 2.4 if name == OURS else 1.3, "drawstyle": "steps-post"}
-                curve = _curve(one["searches"][name], limit, one["lower_bound"])
-                if curve is None:
-                    axis.plot([], [], label=f"{name}: nothing fits", **style)
-                    continue
-                knots, low, middle, high = curve
-                axis.plot(knots, middle, label=name, **style)
-                if len(one["searches"][name]) > 1:
-                    axis.fill_between(knots, low, high, step="post", color=colour, alpha=0.12, lw=0)
-            axis.set_xscale("log")
-            axis.set_yscale("log")
-            axis.set_ylim(0.7 * FLOOR, 5.0)
-            axis.set_xlabel(f"{record['clock']} time (s)" if limit == "seconds" else "evaluations")
-        row[0].axvline(record["time_limit"], color="black", lw=0.6)
-        row[1].set_xlim(left=100)
-        row[0].set_ylabel(f"gap to the proven bound (at least {FLOOR:g})")
-        row[0].set_title(f"{one['budget']}, {one['model']}: {one['designs']:.1e} designs")
-        row[1].set_title(f"the best design proven within {one['proven']:.2%}")
-        row[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    """Median gap over time, then over evaluations, a panel for each budget (down) and model (across).
+
+    Right of the time limit: median, least and most of the seeds there.
+    """
+    courses = {(one["budget"], one["model"]): one for one in record["parts"].values()}
+    rows = _in_order({budget for budget, _ in courses}, BUDGETS)
+    columns = _in_order({model for _, model in courses}, MODELS)
+    figure = plt.figure(figsize=(max(1.0 + 2.6 * len(columns), 9.0), 1.0 + 4.0 * len(rows)), layout="constrained")
+    most = max(seed["evaluations"] for one in courses.values() for entry in one["searches"].values() for seed in entry)
+    ends = {
+        "seconds": (record["time_limit"] / 100, record["time_limit"] * APART ** (1 + len(LINES))),
+        "evaluations": (min(EVALUATIONS) / 5, most),
+    }
+    for half, (limit, xlim) in zip(figure.subfigures(2, 1), ends.items(), strict=True):
+        axes = half.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
+        half.supxlabel(f"{record['clock']} time (s)" if limit == "seconds" else "evaluations", fontsize=9)
+        for budget, row in zip(rows, axes, strict=True):
+            row[0].set_ylabel(f"{budget}\ngap to the proven bound")
+            for model, axis in zip(columns, row, strict=True):
+                if (budget, model) in courses:
+                    _panel(axis, courses[budget, model], limit, record["time_limit"])
+                    axis.set_xlim(xlim)
+                else:
+                    axis.set_axis_off()
+        for model, axis in zip(columns, axes[0], strict=True):
+            axis.set_title(model)
+    lines = [plt.Line2D([], [], label=name, **_style(name)) for name in LINES]
+    figure.legend(handles=lines, loc="outside lower center", ncols=(len(lines) + 1) // 2)
     return figure
 
 
-def _curve(entry: list[dict], limit: str, bound: float) -> tuple[np.ndarray, ...] | None:
-    # where anything changes, and least, median and most of the gaps there; what has nothing yet is at the top
-    number = 0 if limit == "seconds" else 1
-    knots = sorted({step[number] for seed in entry for step in seed["improvements"]})
-    if not knots:
-        return None
-    knots.append(max(*knots, *(seed[("time", "evaluations")[number]] for seed in entry)))
-    values = np.array([[at(seed["improvements"], **{limit: x}) for x in knots] for seed in entry])
-    curves = np.maximum(values / bound - 1.0, FLOOR)
-    middle = np.quantile(curves, 0.5, axis=0, method="higher")
-    known = np.where(np.isfinite(middle), middle, np.nan)
-    return np.array(knots), curves.min(axis=0), known, np.minimum(curves.max(axis=0), 10.0)
+def _in_order(names: set[str], known: Sequence[str]) -> list[str]:
+    return [*(name for name in known if name in names), *sorted(names.difference(known))]
+
+
+def _style(name: str) -> dict[str, Any]:
+    colour, dashes = LINES[name]
+    return {"color": colour, "ls": dashes, "lw": 2.2 if name == OURS else 1.1, "zorder": 3 if name == OURS else 2}
+
+
+def _panel(axis: Any, one: dict, limit: str, time_limit: float) -> None:
+    axis.set(xscale="log", yscale="log", ylim=(0.8 * FLOOR, 1.25 * CEILING))
+    axis.set_yticks([FLOOR, 0.01, 0.1, 1.0, CEILING], [f"≤ {FLOOR:.1%}", "1%", "10%", "100%", f"≥ {CEILING:.0%}"])
+    axis.minorticks_off()
+    axis.axhline(max(one["proven"], FLOOR), color="black", lw=0.8, ls=":")
+    shown = [name for name in LINES if name in one["searches"]]
+    for name in shown:
+        curve = _curve(one["searches"][name], limit, one["lower_bound"], time_limit)
+        if len(curve):
+            x, gap = curve.T
+            axis.plot(x, np.minimum(gap, CEILING), drawstyle="steps-post", **_style(name))
+    if limit == "evaluations":
+        return
+    axis.axvline(time_limit, color="black", lw=0.6)
+    for number, name in enumerate(shown):
+        known = one["gaps"][name][f"{time_limit:g} s"]
+        if known[0] is not None:
+            low, middle, high = np.clip([CEILING if gap is None else gap for gap in known], FLOOR, CEILING)
+            place = time_limit * APART ** (1 + number)
+            axis.plot([place, place], [low, high], color=LINES[name][0], lw=1.1)
+            axis.plot([place], [middle], ".", color=LINES[name][0], ms=5)
+
+
+def _curve(entry: list[dict], limit: str, bound: float, time_limit: float) -> np.ndarray:
+    # rows of (time or evaluations, median gap) from where most seeds have something; what cannot be seen is left out
+    number = ("seconds", "evaluations").index(limit)
+    found: list[tuple[float, float]] = []
+    for x in sorted({step[number] for seed in entry for step in seed["improvements"] if step[0] <= time_limit}):
+        values = [at(seed["improvements"], **{limit: x}) for seed in entry]
+        gap = max(np.quantile(values, 0.5, method="higher") / bound - 1.0, FLOOR)
+        if not np.isfinite(gap) or (found and gap > SEEN * found[-1][1]):
+            continue
+        if found and x < found[-1][0] / SEEN:
+            x, _ = found.pop()
+        found.append((x, gap))
+    if found:
+        end = max(seed[("time", "evaluations")[number]] for seed in entry)
+        found.append((min(end, time_limit) if limit == "seconds" else end, found[-1][1]))
+    return np.array(found)
 
 
 def show(record: dict[str, Any]) -> None:
     """Print the gaps."""
-    for one in record["courses"]:
+    for one in record["parts"].values():
         print(f"\n{one['budget']}, {one['model']}: {one['candidates']:,} candidates, {one['designs']:.2e} designs;")
         print(f"best known {one['best']:.4f} s per step, proven within {one['proven']:.2%}; {record['clock']} time")
         print(f"{'median gap (least, most)':24}" + "".join(f"{name:>26}" for name in next(iter(one["gaps"].values()))))
@@ -397,7 +350,7 @@ def _cell(low: float | None, middle: float | None, high: float | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = harness.arguments(__doc__ or "")
+    parser = harness.arguments(__doc__ or "", in_parts=True)
     parser.add_argument("--budgets", nargs="+", default=BUDGETS, choices=["narrow", *budgets.NAMES], metavar="NAME")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=sorted(models.NAMES), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5)

@@ -2,7 +2,8 @@
 
 An experiment hands `command` a function that answers, one that prints and perhaps one that draws. `--out DIR` writes
 the answer as `NAME.json`, with the command that made it, and the figure as `NAME.svg`. `--smoke` is a coarse run; it
-draws as well.
+draws as well. A long one answers in `Parts`: each is written as soon as it is there, and what `--out` holds is not made
+again.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 if "jax" not in sys.modules and "XLA_FLAGS" not in os.environ:  # every core; before JAX starts
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={os.cpu_count()}"
@@ -33,6 +34,18 @@ STYLE: Final = {
     "legend.frameon": False,
     "svg.hashsalt": "watos_jax",
 }
+
+
+class Parts(NamedTuple):
+    """An answer that is made part by part, in the record a dictionary `parts`.
+
+    Attributes:
+        settings: what all parts share; a record with others is not added to.
+        make: what makes each part, by its title.
+    """
+
+    settings: Answer
+    make: dict[str, Callable[[], Answer]]
 
 
 def plain(value: Any) -> Any:
@@ -70,19 +83,21 @@ def command(
     return lambda given=None: run(parser, given, answer, show, draw)
 
 
-def arguments(doc: str) -> argparse.ArgumentParser:
-    """The options that every experiment has."""
+def arguments(doc: str, *, in_parts: bool = False) -> argparse.ArgumentParser:
+    """The options that every experiment has; one that answers in `Parts` has `--anew` besides."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--smoke", action="store_true", help="a coarse run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the JSON object and the figure into this folder")
+    if in_parts:
+        parser.add_argument("--anew", action="store_true", help="make again what the record in DIR holds")
     return parser
 
 
 def run(
     parser: argparse.ArgumentParser,
     given: Sequence[str] | None,
-    answer: Callable[[argparse.Namespace], Answer],
+    answer: Callable[[argparse.Namespace], Answer | Parts],
     show: Callable[[Answer], None],
     draw: Callable[[Answer, Any], Any] | None,
 ) -> int:
@@ -100,12 +115,16 @@ def run(
     name = Path(sys.argv[0]).stem
     start = time.perf_counter()
     found = answer(options)
-    head = {
-        "command": " ".join(["python", f"experiments/{name}.py", *words]),
-        "cores": os.cpu_count(),
-        "seconds": round(time.perf_counter() - start),
-    }
-    record = plain(head | found)
+    head = {"command": " ".join(["python", f"experiments/{name}.py", *words]), "cores": os.cpu_count()}
+    if isinstance(found, Parts):
+        path = None if options.out is None else options.out / f"{name}.json"
+        try:
+            earlier = {} if options.anew or path is None else _earlier(path, found.settings)
+        except ValueError as error:
+            parser.error(str(error))
+        record = _in_parts(found, head, earlier, path)
+    else:
+        record = plain(head | {"seconds": round(time.perf_counter() - start)} | found)
     if options.json:
         print(json.dumps(record))
     else:
@@ -119,9 +138,46 @@ def run(
     return 0
 
 
+def _earlier(path: Path, settings: Answer) -> Answer:
+    # what a record holds already, if it was made with these settings
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text())
+    for name, value in plain(settings).items():
+        if record.get(name) != value:
+            made = f"{path} was made with {name.replace('_', ' ')} {record.get(name)}, not {value}"
+            raise ValueError(f"{made}: give the same, another --out, or --anew to replace it")
+    return record
+
+
+def _in_parts(found: Parts, head: Answer, earlier: Answer, path: Path | None) -> Answer:
+    # the record, written after every part
+    spent, parts = earlier.get("seconds", 0), dict(earlier.get("parts", {}))
+    commands = dict.fromkeys([*filter(None, earlier.get("command", "").split(" && ")), head["command"]])
+    record = earlier or plain(head | {"seconds": 0} | found.settings | {"parts": {}})
+    start = time.perf_counter()
+    for title, make in found.make.items():
+        if title in parts:
+            continue
+        parts[title] = make()
+        seconds = round(spent + time.perf_counter() - start)
+        made = {"command": " && ".join(commands), "seconds": seconds}
+        record = plain(head | made | found.settings | {"parts": parts})
+        if path is not None:
+            _save(record, path)
+    return record
+
+
+def _save(record: Answer, path: Path) -> None:
+    # by renaming: an end at any moment leaves the old record or the new one
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n")
+    unfinished.replace(path)
+
+
 def _write(record: Answer, folder: Path, name: str, draw: Callable[[Answer, Any], Any] | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    _save(record, folder / f"{name}.json")
     if draw is None:
         return
     import matplotlib
