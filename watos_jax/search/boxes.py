@@ -31,6 +31,7 @@ _AXES: Final = np.array([_COLUMN[name] for name in AXES])
 _DIE: Final = np.array([_COLUMN["die_width"], _COLUMN["die_height"]])
 
 Corners = Int[np.ndarray, "boxes axes"]
+Indices = Int[np.ndarray, " boxes"]
 
 
 def room(budget: Budget, place: tuple[Float[Array, "4"], Float[Array, " knobs"]]) -> Scalar:
@@ -56,6 +57,11 @@ def has_room(budget: Budget, place: tuple[Float[Array, "4"], Float[Array, " knob
     return _fits(budget, place, jnp.ones(()))
 
 
+def holds(budget: Budget, place: tuple[Float[Array, "4"], Float[Array, " knobs"]]) -> Bool[Array, ""]:
+    """Whether all cores of the knobs fit."""
+    return _fits(budget, place, place[1][_COLUMN["core_rows"]] * place[1][_COLUMN["core_cols"]])
+
+
 def _fits(budget: Budget, place: tuple[Float[Array, "4"], Float[Array, " knobs"]], cores: Scalar) -> Bool[Array, ""]:
     (die_rows, die_cols, *sides), knobs = place
     shape = knobs.at[_COLUMN["core_rows"]].set(cores).at[_COLUMN["core_cols"]].set(1.0)
@@ -71,6 +77,7 @@ class Boxes(NamedTuple):
         grid: row of its (rows, columns, horizontal, vertical sides), shape (boxes,).
         low: lowest index along `AXES`, shape (boxes, axes).
         high: highest index, likewise.
+        columns: highest index of columns of cores, shape (boxes,).
         least: u below that of every design in the box, shape (boxes, reciprocals).
         stacks: most DRAM stacks, shape (boxes,).
         knobs: knobs whose u is near `least`; of a box of one point its design with most columns, shape (boxes, knobs).
@@ -79,6 +86,7 @@ class Boxes(NamedTuple):
     grid: Int[np.ndarray, " boxes"]
     low: Corners
     high: Corners
+    columns: Indices
     least: Reciprocals
     stacks: Float[np.ndarray, " boxes"]
     knobs: Float[np.ndarray, "boxes knobs"]
@@ -106,8 +114,8 @@ class Grids:
         low, high = (np.tile(ends[..., side], (len(self.grids), 1)) for side in (0, 1))
         return self.boxes(grid, low, high)
 
-    def boxes(self, grid: Int[np.ndarray, " boxes"], low: Corners, high: Corners) -> Boxes:
-        """Boxes from their grids and ends."""
+    def boxes(self, grid: Indices, low: Corners, high: Corners, columns: Indices | None = None) -> Boxes:
+        """Boxes from their grids and ends; as many columns of cores as there are where no end is given."""
         index = np.zeros((len(low), len(NAMES)), int)
         index[:, _AXES] = low
         lowest = lattice.values_at(self.budget, index)
@@ -115,7 +123,9 @@ class Grids:
         knobs = lattice.values_at(self.budget, index)
         cores, knobs[:, _DIE] = self._most_cores(grid, low)
         rows, cols = (self._axis(name) for name in ("core_rows", "core_cols"))
+        columns = np.full(len(low), len(cols) - 1) if columns is None else columns
         column = np.searchsorted(cols, np.floor(cores[:, None] / rows + 1e-9), side="right") - 1
+        column = np.minimum(column, columns[:, None])
         within = (rows >= lowest[:, [_COLUMN["core_rows"]]]) & (rows <= knobs[:, [_COLUMN["core_rows"]]])
         column = np.where(within & (column >= 0), cols[np.maximum(column, 0)], 0.0)
         total = column * rows
@@ -133,7 +143,7 @@ class Grids:
             1.0,
         )
         stacks = ends[:, _COLUMN["dram_stacks"]]
-        return Boxes(grid[kept], low[kept], high[kept], least, stacks, knobs[kept])
+        return Boxes(grid[kept], low[kept], high[kept], columns[kept], least, stacks, knobs[kept])
 
     def split(self, boxes: Boxes) -> Boxes:
         """Halve every box of more than one point along the axis that loosens its bound most."""
@@ -144,7 +154,27 @@ class Grids:
         below, above = boxes.high.copy(), boxes.low.copy()
         below[every, axis], above[every, axis] = middle, middle + 1
         low, high = np.concatenate([boxes.low, above]), np.concatenate([below, boxes.high])
-        return self.boxes(np.tile(boxes.grid, 2), low, high)
+        return self.boxes(np.tile(boxes.grid, 2), low, high, np.tile(boxes.columns, 2))
+
+    def narrowed(self, boxes: Boxes) -> Boxes:
+        """Boxes of one point without the design that `knobs` holds: with fewer columns of cores."""
+        cols = self._axis("core_cols")
+        own = np.searchsorted(cols, boxes.knobs[:, _COLUMN["core_cols"]] - 1e-9)
+        return self.boxes(boxes.grid, boxes.low, boxes.high, own - 1)
+
+    def in_smallest_dies(self, boxes: Boxes) -> Float[np.ndarray, "boxes knobs"]:
+        """The same knobs in the smallest die that holds them, which leaks least."""
+        width, height = (self._axis(name) for name in ("die_width", "die_height"))
+        size = np.stack([np.repeat(width, len(height)), np.tile(height, len(width))], axis=1)
+        size = size[np.argsort(size.prod(axis=1), kind="stable")]
+        knobs = np.repeat(boxes.knobs, len(size), axis=0)
+        knobs[:, _DIE] = np.tile(size, (len(boxes.knobs), 1))
+        self.points += len(knobs)
+        places = self.grids[np.repeat(boxes.grid, len(size))], knobs
+        fits = map_chunks(holds, self.budget, places).reshape(len(boxes.knobs), -1)
+        found = boxes.knobs.copy()
+        found[:, _DIE] = size[fits.argmax(axis=1)]
+        return np.where(fits.any(axis=1, keepdims=True), found, boxes.knobs)
 
     def _axis(self, name: str) -> np.ndarray:
         index = np.zeros((self.sizes[_COLUMN[name]], len(NAMES)), int)

@@ -3,7 +3,8 @@
 Every strategy of every die grid is bounded by a tangent (`bounds`) over the boxes of its grid, at first the whole
 lattice. What is not better than the incumbent by more than the gap is dropped; the boxes of what is left are halved,
 and its tangents taken anew where the bound is least, until nothing is left. Boxes of a single point are given to the
-hard model, which may find a better design on the way. Double precision throughout.
+hard model, which may find a better design on the way; where mean power, which no tangent knows of, forbids its design of
+most columns of cores, the point goes on with fewer. Double precision throughout.
 
 What is bounded is a `Problem`: `local.Local`, where every stage lives in its own memory, or `pooled.Pooled`.
 """
@@ -79,7 +80,7 @@ class Problem(ABC):
 
     @abstractmethod
     def settle(self, points: Point) -> tuple[Float[np.ndarray, " points"], Bool[np.ndarray, " points"]]:
-        """The time of each point in s, and whether it is all that is known of it: else a bound is kept in its place."""
+        """The time of each point in s, and whether it is allowed; else it is infinite, and a smaller design may be."""
 
     @abstractmethod
     def bound(self, touched: Any, boxes: Boxes) -> Float[np.ndarray, "strategies boxes"]:
@@ -159,11 +160,11 @@ class _Proof:
             if not left or time.perf_counter() - self.started > self.time_limit:
                 break
             single = (boxes.low == boxes.high).all(axis=1)
-            if single.any():
-                self._settle(left, _rows(boxes, single))
+            open_points = self._settle(left, _rows(boxes, single))
             if number % RENEWED_EVERY == 0:
                 self._renew(left, where)
-            boxes = self.grids.split(_rows(boxes, ~single)) if not single.all() else _rows(boxes, ~single)
+            parts = self.grids.split(_rows(boxes, ~single)), self.grids.narrowed(open_points)
+            boxes = Boxes(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
         least = min([self.dropped, self.value, *([least] if left else [])])
         points = float(np.prod(self.grids.sizes.astype(float)))
         elapsed = time.perf_counter() - self.started
@@ -223,21 +224,34 @@ class _Proof:
                 where[number] = boxes.knobs[there[bound[rows].argmin(axis=1)]]
         return kept, _rows(boxes, keep), least, where
 
-    def _settle(self, left: dict[int, _Left], boxes: Boxes) -> None:
-        # single points: the hard model's word, with most columns of cores and the largest die
+    def _settle(self, left: dict[int, _Left], boxes: Boxes) -> Boxes:
+        # single points: the hard model's word, with most columns of cores; those where only fewer may be allowed
+        unknown = np.zeros(len(boxes.grid), bool)
         for number, one in left.items():
-            there = _rows(boxes, boxes.grid == number)
-            bound = self.problem.bound(one.touched, there)
+            own = np.flatnonzero(boxes.grid == number)
+            bound = self.problem.bound(one.touched, _rows(boxes, own))
             rows, columns = np.nonzero(bound < self.target)
             if not len(rows):
                 continue
-            points = self._at(one.rows[rows], there.knobs[columns])
-            exact, fits = self._settled(points)
-            self.dropped = min(self.dropped, np.where(fits, exact, bound[rows, columns]).min())
-            times = np.where(fits, exact, np.inf)
-            if times.min() < self.value:
-                at = times.argmin()
-                self.value, self.best = float(times[at]), jax.tree.map(lambda leaf, at=at: leaf[[at]], points)
+            rows, columns = one.rows[rows], own[columns]
+            known = self._tried(rows, boxes.knobs[columns])
+            if not known.all():
+                # a smaller die leaks less
+                rows, columns = rows[~known], columns[~known]
+                there, place = np.unique(columns, return_inverse=True)
+                knobs = self.grids.in_smallest_dies(_rows(boxes, there))
+                unknown[columns[~self._tried(rows, knobs[place])]] = True
+        return _rows(boxes, unknown)
+
+    def _tried(self, rows: np.ndarray, knobs: np.ndarray) -> np.ndarray:
+        # whether the time of each point is known; the best of them may be better than the incumbent
+        points = self._at(rows, knobs)
+        times, known = self._settled(points)
+        self.dropped = min(self.dropped, times.min())
+        if times.min() < self.value:
+            at = times.argmin()
+            self.value, self.best = float(times[at]), jax.tree.map(lambda leaf: leaf[[at]], points)
+        return known
 
     def _renew(self, left: dict[int, _Left], where: dict[int, np.ndarray]) -> None:
         if sum(len(one.rows) for one in left.values()) > RENEWED:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -38,9 +39,14 @@ class Local(Problem):
         return Touch(found.weights, found.stacks)
 
     def settle(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
-        """Times by the hard model; where the mean power is exceeded a smaller design may fit, the bound is kept."""
+        """Times by the hard model; where the mean power is exceeded, only a smaller design can fit."""
         found = self._at(points)
-        return exact_times(points.candidate.strategy, found), found.excess <= ROUNDING
+        fits = found.excess <= ROUNDING
+        times = np.full(len(fits), np.inf)
+        if fits.any():
+            strategies, touched = jax.tree.map(lambda leaf: leaf[fits], (points.candidate.strategy, found))
+            times[fits] = exact_times(strategies, touched)
+        return times, fits
 
     def bound(self, touched: Touch, boxes: Boxes) -> np.ndarray:
         """The highest tangent at the upper corner; infinite where memory needs more stacks than there are."""
