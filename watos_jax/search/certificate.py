@@ -3,7 +3,7 @@
 Every strategy of every die grid is bounded by a tangent (`bounds`) over the boxes of its grid, at first the whole
 lattice. What is not better than the incumbent by more than the gap is dropped; the boxes of what is left are halved,
 and its tangents taken anew where the bound is least, until nothing is left. Boxes of a single point are given to the
-hard model, which may find a better design on the way; where mean power, which no tangent knows of, forbids its design of
+hard model, which may find a better design on the way; where mean power, which no tangent knows, forbids its design of
 most columns of cores, the point goes on with fewer. Double precision throughout.
 
 What is bounded is a `Problem`: `local.Local`, where every stage lives in its own memory, or `pooled.Pooled`.
