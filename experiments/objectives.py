@@ -3,7 +3,8 @@
 * fronts: tokens per second against tokens per joule and per dollar, Llama 3 70B on the default budget;
 * models: one wafer for Llama 3 70B and Llama 3 8B, geometric mean;
 * technologies: the best worst case over the three sets of 7 nm constants;
-* constants: 4,096 draws of the constants inside the spread of what is published, and a tenth of that spread.
+* constants: 4,096 draws of the constants inside the spread of what is published, and a tenth of that spread; the
+  pool of designs grows until designs made for single draws gain less than 2 % in the mean.
 
 Strategies are fewer than `watos codesign` looks at (`OPTIONS`), so that all parts take minutes.
 
@@ -45,7 +46,7 @@ class Problem:
         models, budget = wj.presets.models, wj.presets.budgets.DEFAULT
         self.models = {"llama3-70b": models.LLAMA3_70B, "llama3-8b": models.LLAMA3_8B}
         self.budget, self.options, self.weights = budget, OPTIONS, 7
-        self.draws, self.designs, self.checked = 4096, 20, 6
+        self.draws, self.designs, self.checked = 4096, 512, 64
         self.against, self.technologies, self.time_limit = AGAINST, TECHNOLOGIES, 60.0
         if smoke:
             self.models = {"llama3-8b": models.LLAMA3_8B, "llama2-7b": models.LLAMA2_7B}
@@ -56,7 +57,7 @@ class Problem:
             wafer = replace(budget.wafer, window_width=side, window_height=side)
             self.budget = replace(budget, wafer=wafer, step=coarse, die_rows=(2, 2), die_cols=(3, 3))
             self.options = replace(OPTIONS, global_batch_size=32, recompute="full", max_pipeline=8)
-            self.weights, self.draws, self.designs, self.checked = 2, 256, 1, 1
+            self.weights, self.draws, self.designs, self.checked = 2, 256, 3, 2
             self.against, self.technologies, self.time_limit = AGAINST[:1], TECHNOLOGIES[:2], 1.0
 
     @property
@@ -152,7 +153,11 @@ def constants(problem: Problem) -> dict[str, Any]:
             "draws": answer.draws,
             "none_fits": answer.none_fits,
             "best_rates": answer.best_rates,
+            "tolerance": answer.tolerance,
+            "searched": answer.searched,
+            "gains": answer.gains,
             "shortfalls": answer.shortfalls,
+            "shortfall": answer.shortfall,
             "safest": answer.pool.index(answer.safest),
             "pool": [
                 {"design": place(one)}
@@ -187,16 +192,15 @@ def draw(report: dict[str, Any], plt: Any) -> Any:
         axis.set_ylabel(("million " if large else "") + name.replace("-", " "))
         axis.set_title(f"{len(rates)} designs, hypervolume {front['hypervolume']:.3f}")
     for axis, (scale, part) in zip(axes[len(shown[0]) :], shown[1], strict=False):
-        order = sorted(range(len(part["pool"])), key=lambda i: -part["pool"][i]["wins"])
-        at = np.arange(len(order))
-        for offset, name, label in ((-0.2, "fits", "fits"), (0.2, "wins", "is the best of the pool")):
-            axis.bar(at + offset, [part["pool"][i][name] for i in order], 0.4, label=label)
-        axis.set_xticks(at, ["N" if i == 0 else f"{i}" for i in order], fontsize=7)
-        axis.set_xlabel("design of the pool (N: nominal)")
-        axis.set_ylabel("share of the draws")
-        axis.set_title(f"{float(scale):g} of the spread, none fits: {part['none_fits']:.0%}")
-        axis.set_ylim(0.0, 1.15)
-        axis.legend(loc="upper center", ncols=2)
+        fits, means = (np.array([one[name] for one in part["pool"]]) for name in ("fits", "mean_rate"))
+        wins = np.array([one["wins"] for one in part["pool"]])
+        axis.scatter(100 * fits, means / 1e3, 4 + 2000 * wins, alpha=0.4, linewidth=0, label="a design, area by wins")
+        for row, mark, word in ((0, "x", "nominal"), (part["safest"], "+", "safest")):
+            axis.plot(100 * fits[row], means[row] / 1e3, mark, color="black", label=word)
+        axis.set_xlabel("fits in % of the draws")
+        axis.set_ylabel("mean thousand tokens per second")
+        axis.set_title(f"{float(scale):g} of the spread, {len(wins)} designs, short {part['shortfall'][0]:.1%}")
+        axis.legend(loc="upper left")
     figure.tight_layout()
     return figure
 
@@ -221,11 +225,14 @@ def show(report: dict[str, Any]) -> None:
                 said.append("  {}: {:,.0f} of its own {:,.0f} tokens/s, {:.1%}".format(*row))
     for scale, part in report.get("constants", {}).items():
         nominal, safest = part["pool"][0], part["pool"][part["safest"]]
-        short = [x for x in part["shortfalls"] if x is not None]
+        short, wins = part["shortfall"], sorted((one["wins"] for one in part["pool"]), reverse=True)
         said += [
-            f"constants, {float(scale):g} of the published spread, {part['draws']:,} draws, "
-            f"{len(part['pool'])} designs: none fits in {part['none_fits']:.1%}, pool short of own searches by "
-            + (", ".join(f"{x:.1%}" for x in short) or "nothing to compare"),
+            f"constants, {float(scale):g} of the published spread, {part['draws']:,} draws: none of {len(wins)} "
+            f"designs fits in {part['none_fits']:.1%}; the most frequent winner has {wins[0]:.1%} of draws, ten have "
+            f"{sum(wins[:10]):.0%}",
+            f"  pool of {part['searched']} draws, short by {short[0]:.2%} +- {short[1]:.2%} of searches for "
+            f"{len(part['shortfalls'])} further ones, by batch while it grew: "
+            + ", ".join(f"{mean:.1%}" for mean, _ in part["gains"]),
         ]
         for word, one in (("nominal", nominal), ("safest", safest)):
             regret = "-" if one["regret"] is None else f"{one['regret'][2]:.1%}"

@@ -55,7 +55,19 @@ def asked(monkeypatch, design):  # noqa: F811
             Contender(fits=0.5, wins=0.25, mean_rate=1.0, rates=five, regret=five, **shared),
             Contender(fits=0.0, wins=0.0, mean_rate=2.0, rates=None, regret=None, **shared),
         )
-        return wj.Uncertainty(dict(deviations), draws, pool, None, 0.75, (0.01, None), 1000, 1.0)
+        return wj.Uncertainty(
+            dict(deviations),
+            draws,
+            pool,
+            None,
+            0.75,
+            options["tolerance"],
+            ((0.5, 0.1),),
+            64,
+            (0.01, 0.03, None),
+            9,
+            1.0,
+        )
 
     found = (found_compromise, found_front, found_uncertainty)
     for (module, name), search in zip(SEARCHES.items(), found, strict=True):
@@ -86,13 +98,16 @@ def test_a_front_is_printed_whole_as_json_and_thinned_as_a_table(answer, watos, 
 
 
 def test_deviations_are_scaled(answer, watos, asked):  # noqa: F811
-    record = answer("uncertainty", "llama3-70b", "--scale", "0.5", "--draws", "100")
-    deviations, draws, _ = asked["uncertainty"]
+    limits = ["--tolerance", "0.05", "--designs", "64", "--checked", "3"]
+    record = answer("uncertainty", "llama3-70b", "--scale", "0.5", "--draws", "100", *limits)
+    deviations, draws, options = asked["uncertainty"]
+    assert (options["tolerance"], options["designs"], options["checked"]) == (0.05, 64, 3)
+    assert record["shortfall"] == pytest.approx([0.02, 0.01]) and record["winners"]["dies"] == [40.0] * 5
     published = wj.presets.uncertainties.PUBLISHED_N7
     assert draws == 100 and deviations == {name: 0.5 * size for name, size in published.items()}
     assert (record["nominal"], record["safest"]) == (0, 1) and record["pool"][1]["regret"] is None
     status, out, err = watos("uncertainty", "llama3-70b")
-    assert (status, err) == (0, "") and "nominal" in out and "75.0 %" in out
+    assert (status, err) == (0, "") and "nominal" in out and "75.0 %" in out and "2.0 % +- 1.0 %" in out
 
 
 def test_tables_of_a_compromise(watos, asked):  # noqa: F811
@@ -111,7 +126,10 @@ def test_tables_of_a_compromise(watos, asked):  # noqa: F811
         (["pareto", "llama3-8b", "--objectives", "tokens-per-second"], "it must be two different names"),
         (["pareto", "llama3-8b", "--weights", "1"], "--weights is '1': it must be a whole number from 2"),
         (["uncertainty", "llama3-8b", "--draws", "0"], "--draws is '0': it must be a whole number from 1"),
-        (["uncertainty", "llama3-8b", "--draws", "5"], r"draws is 5: it must be at least 1 and designs"),
+        (
+            ["uncertainty", "llama3-8b", "--tolerance", "0"],
+            "--tolerance is '0': it must be a number above 0, at most 0.5",
+        ),
         (["uncertainty", "llama3-8b", "--spread", "wide"], "--spread is 'wide': it must be one of published-n7"),
     ],
 )

@@ -196,34 +196,58 @@ def test_fronts_of_other_things_are_refused(arguments, message):
 # uncertain constants
 
 
-def test_without_deviation_the_nominal_design_wins_all_draws(scanned):
+def test_without_deviation_the_nominal_design_wins_all_draws(scanned, monkeypatch):
+    monkeypatch.setattr("watos_jax.search.uncertainty.BATCH", 2)
     still = dict.fromkeys(PUBLISHED_N7, 0.0)
-    found = uncertainty(MODEL, BUDGET, deviations=still, draws=64, designs=1, checked=1, options=FEW)
-    (nominal,) = found.pool  # the searches for draws find it again
+    found = uncertainty(MODEL, BUDGET, deviations=still, draws=64, designs=5, checked=1, options=FEW)
+    nominal = found.nominal  # the searches for draws find it again
     assert (nominal.wins, nominal.fits, found.none_fits) == (1.0, 1.0, 0.0)
     assert nominal.regret == (0.0,) * 5 and found.shortfalls == pytest.approx((0.0,), abs=1e-6)
+    assert found.gains == (pytest.approx((0.0, 0.0), abs=1e-6),) and found.searched == 2
     assert nominal.mean_rate == pytest.approx(scanned[1][0].max(), rel=1e-4)
 
 
+def under(wafer, drawn, number):
+    """A wafer with the two constants that are drawn here."""
+    technology = replace(wafer.technology, mac_area=float(drawn.technology.mac_area[number]))
+    memory = replace(wafer.die.memory, stack_bandwidth=float(drawn.die.memory.stack_bandwidth[number]))
+    return replace(wafer, technology=technology, die=replace(wafer.die, memory=memory))
+
+
+@pytest.fixture(scope="module")
+def grown():
+    deviations = {"technology.mac_area": 0.15, "die.memory.stack_bandwidth": 0.1}
+    limits = {"draws": 24, "designs": 256, "checked": 8, "tolerance": 0.005}
+    found = uncertainty(MODEL, BUDGET, deviations=deviations, options=FEW, **limits)
+    return found, drawn_wafers(BUDGET.wafer, deviations, 24 + 256 + 8)
+
+
 @pytest.mark.slow
-def test_shares_of_a_pool_add_up():
-    deviations = {"technology.mac_area": 0.3, "die.memory.stack_bandwidth": 0.1}
-    found = uncertainty(MODEL, BUDGET, deviations=deviations, draws=24, designs=3, checked=1, options=FEW)
+def test_shares_of_a_pool_add_up(grown):
+    found, drawn = grown
     assert len(found.pool) > 1
     assert sum(one.wins for one in found.pool) + found.none_fits == pytest.approx(1.0)
     assert found.safest.mean_rate >= found.nominal.mean_rate
-    drawn = drawn_wafers(BUDGET.wafer, deviations, 24)
     for one in found.pool:
         assert one.wins <= one.fits and (one.regret is None or min(one.regret) >= 0.0)
-        wafer, rates = built(one), []
-        for i in range(24):
-            technology = replace(wafer.technology, mac_area=float(drawn.technology.mac_area[i]))
-            memory = replace(wafer.die.memory, stack_bandwidth=float(drawn.die.memory.stack_bandwidth[i]))
-            own = replace(wafer, technology=technology, die=replace(wafer.die, memory=memory))
-            answer = wj.estimate(own, MODEL, one.strategy)
-            rates.append(float(answer.tokens_per_second) if answer.feasible else 0.0)
+    for one in (found.nominal, found.safest):
+        answers = [wj.estimate(under(built(one), drawn, i), MODEL, one.strategy) for i in range(24)]
+        rates = [float(answer.tokens_per_second) if answer.feasible else 0.0 for answer in answers]
         assert one.fits == pytest.approx(np.mean(np.array(rates) > 0.0))
         assert one.mean_rate == pytest.approx(np.mean(rates), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_grown_pool_falls_short_of_exhaustive_scans_by_no_more_than_it_says(grown):
+    found, drawn = grown
+    assert found.gains[0][0] > found.tolerance >= sum(found.gains[-1])  # there was something to grow
+    short = []
+    for number in range(24 + 256, 24 + 256 + 8):  # the draws that were checked
+        scanned = every_rate(case(budget=replace(BUDGET, wafer=under(BUDGET.wafer, drawn, number)))).max()
+        answers = [wj.estimate(under(built(one), drawn, number), MODEL, one.strategy) for one in found.pool]
+        best = max(float(answer.tokens_per_second) if answer.feasible else 0.0 for answer in answers)
+        short.append(1.0 - best / scanned if scanned else None)
+    assert found.shortfalls == pytest.approx(short, abs=1e-5)
 
 
 def test_draws_have_the_stated_spread():
@@ -250,6 +274,8 @@ def test_constants_that_cannot_be_drawn_are_named(deviations, message):
         drawn_wafers(BUDGET.wafer, deviations, 4)
 
 
-def test_fewer_draws_than_searches_are_refused():
-    with pytest.raises(ValueError, match=r"draws is 3: it must be at least 1 and designs \+ checked \(3 \+ 1\)"):
-        uncertainty(MODEL, BUDGET, draws=3, designs=3, checked=1)
+def test_searches_without_draws_or_tolerance_are_refused():
+    with pytest.raises(ValueError, match="draws is 0: it must be at least 1"):
+        uncertainty(MODEL, BUDGET, draws=0)
+    with pytest.raises(ValueError, match="tolerance is 0: it must be above 0, below 1"):
+        uncertainty(MODEL, BUDGET, tolerance=0.0)

@@ -29,9 +29,15 @@ def uncertainty(
     ] = "published-n7",
     scale: Annotated[str, typer.Option(metavar="SHARE", help="Share of those deviations.")] = "1",
     draws: Annotated[str, typer.Option(metavar="N", help="Draws of the constants.")] = f"{search.DRAWS}",
-    designs: Annotated[str, typer.Option(metavar="N", help="Draws for which a design is looked for.")] = (
+    tolerance: Annotated[
+        str, typer.Option(metavar="SHARE", help="Mean gain of designs made for single draws at which the pool stands.")
+    ] = f"{search.TOLERANCE:g}",
+    designs: Annotated[str, typer.Option(metavar="N", help="Most draws for which a design is looked for.")] = (
         f"{search.DESIGNS}"
     ),
+    checked: Annotated[
+        str, typer.Option(metavar="N", help="Further draws, searched to see how far the pool falls short.")
+    ] = f"{search.CHECKED}",
     seed: Annotated[str, typer.Option(metavar="N", help="Of the draws.")] = "0",
     global_batch_size: Annotated[str, typer.Option(metavar="N", help="Sequences per optimizer step.")] = "512",
     sequence_length: SequenceLength = None,
@@ -39,9 +45,11 @@ def uncertainty(
 ) -> Any:
     """Say what a design is worth if the constants are off.
 
-    Published constants of one process disagree. They are drawn from their spread, a design is looked for under some of
-    the draws, and all designs are estimated under all of them: how often each fits, how often it is the best of the
-    pool, and what it loses where it is not. Further draws are searched to see how far the pool falls short.
+    Published constants of one process disagree. They are drawn from their spread, and a pool of designs is grown: draw
+    after draw is searched, and what gains more than --tolerance over the pool enters it, until the mean gain is within
+    --tolerance or --designs draws are searched. All designs are then estimated under --draws others: how often each
+    fits, how often it is the best of the pool, and what it loses where it is not. Further draws are searched to see how
+    far the pool falls short.
 
     \b
       watos uncertainty llama3-70b
@@ -52,6 +60,7 @@ def uncertainty(
     sizes = uncertainties.NAMES[choice("--spread", spread, uncertainties.NAMES)]
     share = number("--scale", scale, high=100.0)
     count, made = whole("--draws", draws), whole("--designs", designs, low=0)
+    most, further = number("--tolerance", tolerance, high=0.5, above=True), whole("--checked", checked, low=0)
     chosen = budgets.NAMES[choice("--budget", budget, budgets.NAMES)]
     batch, first = whole("--global-batch-size", global_batch_size), whole("--seed", seed, low=0)
     transformer = model_of(model, sequence_length)
@@ -61,7 +70,9 @@ def uncertainty(
             chosen,
             deviations={name: share * size for name, size in sizes.items()},
             draws=count,
+            tolerance=most,
             designs=made,
+            checked=further,
             objective=goal,
             options=replace(OPTIONS, global_batch_size=batch),
             seed=first,

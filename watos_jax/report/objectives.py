@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import RenderableType
 
 from watos_jax.report.records import Plain, architecture_record, estimate_record, plain, strategy_names, strategy_record
@@ -72,9 +73,14 @@ def uncertainty_record(found: Uncertainty) -> Plain:
         "quantiles": list(QUANTILES),
         "best_rates": plain(found.best_rates),
         "none_fits": found.none_fits,
+        "tolerance": found.tolerance,
+        "searched": found.searched,
+        "gains": plain(found.gains),
         "shortfalls": plain(found.shortfalls),
+        "shortfall": plain(found.shortfall),
         "nominal": 0,
         "safest": found.pool.index(found.safest),
+        "winners": _winners(found),
         "pool": [_design(one) | {name: plain(getattr(one, name)) for name in figures} for one in found.pool],
         "evaluations": found.evaluations,
         "wall_time": found.wall_time,
@@ -146,22 +152,24 @@ def front_view(title: str, record: Mapping[str, Any]) -> RenderableType:
 
 
 def uncertainty_view(title: str, record: Mapping[str, Any]) -> RenderableType:
-    """The pool as a table of designs, those that win most first."""
-    middle = record["quantiles"].index(0.5)
-    short = [percent(part) for part in record["shortfalls"] if part is not None]
-    ends = record["best_rates"]
+    """The pool as a table of designs, those that win most first, and what the winners have."""
+    middle, pool = record["quantiles"].index(0.5), record["pool"]
+    (mean, error), ends = record["shortfall"], record["best_rates"]
+    checked = sum(part is not None for part in record["shortfalls"])
     said = {
         "draws": f"{record['draws']:,}",
         "best of the pool, 5 to 95 % of the draws": "-" if ends is None else f"{digits(ends[0])} to {digits(ends[-1])}",
         "nothing of the pool fits in": percent(record["none_fits"]),
-        "pool short of searches of its own by": ", ".join(short) or "-",
+        "pool": f"{len(pool):,} designs of {record['searched']:,} draws, tolerance {percent(record['tolerance'])}",
+        "falls short of searches of its own by": f"{percent(mean)} +- {percent(error)} in {checked:,} further draws",
         "evaluations": f"{record['evaluations']:,}",
         "search time": seconds(record["wall_time"]),
     }
-    order = sorted(range(len(record["pool"])), key=lambda i: -record["pool"][i]["wins"])
+    order = sorted(range(len(pool)), key=lambda i: -pool[i]["wins"])
+    listed = list(dict.fromkeys([*order[:SHOWN], record["nominal"], record["safest"]]))
     rows = []
-    for number in order:
-        one = record["pool"][number]
+    for number in listed:
+        one = pool[number]
         marks = ["nominal"] * (number == record["nominal"]) + ["safest"] * (number == record["safest"])
         half = ("-", "-") if one["rates"] is None else (digits(one["rates"][middle]), percent(one["regret"][middle]))
         rows.append(
@@ -175,9 +183,38 @@ def uncertainty_view(title: str, record: Mapping[str, Any]) -> RenderableType:
             )
         )
     heads = ("", "wins", "fits", "median", "regret", "mean", *_PLACE)
+    others = [pool[i]["wins"] for i in order if i not in listed]
+    rest = f" ({len(others):,} more win {percent(sum(others))})" if others else ""
+    above = f"Pool{rest}: median and regret where it fits, mean with 0 elsewhere"
+    shares = tuple(f"{share:.0%}" for share in record["quantiles"])
+    winners = [(name, *map(digits, values)) for name, values in record["winners"].items()]
     return stacked(
-        pairs(title, said), table("Pool: median and regret where it fits, mean with 0 elsewhere", heads, rows)
+        pairs(title, said),
+        table(above, heads, rows),
+        table("Of the best of each draw, not above this in", ("", *shares), winners),
     )
+
+
+def _winners(found: Uncertainty) -> Plain:
+    # quantiles over draws of what the best of the pool has
+    wins = np.array([one.wins for one in found.pool])
+    if not wins.any():
+        return {}
+    numbers = {
+        "dies": [one.die_rows * one.die_cols for one in found.pool],
+        "cores per die": [one.knobs.core_rows * one.knobs.core_cols for one in found.pool],
+        "SRAM per core, KiB": [one.knobs.sram_bytes_per_core / KIB for one in found.pool],
+        "stacks per die": [one.knobs.dram_stacks for one in found.pool],
+        "D2D per edge, GB/s": [one.knobs.d2d_bandwidth / GIGA for one in found.pool],
+        "clock, GHz": [one.knobs.clock / GIGA for one in found.pool],
+    }
+    shown = {}
+    for name, column in numbers.items():
+        values = np.array(column, float)
+        order = np.argsort(values)
+        rows = np.searchsorted(np.cumsum(wins[order]), wins.sum() * np.array(QUANTILES))
+        shown[name] = values[order][np.minimum(rows, len(values) - 1)].tolist()
+    return shown
 
 
 _PLACE = ("dies", "die, mm", "cores", "KiB", "stacks", "GHz")

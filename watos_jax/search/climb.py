@@ -149,7 +149,7 @@ class Climber:
         knobs = lattice.values_at(self.budget, index)
         rows, values, excess = [], [], []
         for number, case in enumerate(self.cases):
-            own = self._rows[number][place]
+            own = self.rows(number, place)
             points = take(case.every, own)._replace(knobs=np.repeat(knobs[None], len(own), axis=0))
             value, over = self._scores(number, points)
             best = np.lexsort((value, np.maximum(over - ROUNDING, 0.0)))[0]
@@ -175,6 +175,15 @@ class Climber:
         """
         repeated = take(self.cases[case].every, np.full(len(index), standing.rows[case]))
         return repeated._replace(knobs=lattice.values_at(self.budget, index))
+
+    def rows(self, case: int, place: Place) -> Int[np.ndarray, " rows"]:
+        """Rows of the strategies of one case on a die grid, among its candidates.
+
+        Args:
+            case: number of the case.
+            place: die grid and memory edges.
+        """
+        return self._rows[case][place]
 
     def values(self, standing: Standing) -> Knobs:
         """Its knobs, as numbers."""

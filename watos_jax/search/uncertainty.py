@@ -1,49 +1,58 @@
 """What becomes of a design if the constants of its technology are not what was thought.
 
-Constants are drawn from log-normal distributions around the budget's own; what has no stated deviation stays. A pool of
-designs holds the nominal one, which co-design finds for the budget as it is, and those that local search (`climb`)
-finds for some of the draws. Every design of the pool is then estimated under every draw. The best of the pool is the
-optimum of a draw only as far as the pool goes: how far it falls short is measured on draws that no design was made
-for. A design is taken as it is: where a limit is exceeded it does not fit, and neither its clock nor its strategy is
-changed to make it fit.
+Constants are drawn from log-normal distributions around the budget's own; what has no stated deviation stays. Every
+design of a pool is estimated under every draw. The best of the pool stands for the best of all designs, so the pool is
+grown until it does (column generation):
+
+1. It begins with the nominal design, which co-design finds for the budget as it is, and the best of a few other die
+   grids.
+2. A batch of draws is searched, each from the best designs of the pool (`redesign`). What is found enters the pool
+   where it gains more than a tolerance.
+3. The mean gain of a batch, measured before its designs enter, is how far the pool fell short on draws that it was not
+   made for. Once it and its standard error are within the tolerance, or no more draws may be searched, the pool stands.
+4. Further draws, which neither made the pool nor ended its growth, are searched in the same way from more designs: they
+   say how far it falls short. The draws by which designs are compared are again others.
+
+A design is taken as it is: where a limit is exceeded it does not fit, and neither its clock nor its strategy is changed
+to make it fit.
+
+Neglects: designs that local search does not find; constants that depend on each other.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from watos_jax.batch import map_chunks
 from watos_jax.estimate import ROUNDING
 from watos_jax.hardware import Budget, Knobs, Wafer
 from watos_jax.model import Transformer
 from watos_jax.presets.uncertainties import PUBLISHED_N7
 from watos_jax.search import lattice
-from watos_jax.search.candidates import OPTIONS, Candidates, candidates, take
-from watos_jax.search.climb import Climber, Standing, starts_of
+from watos_jax.search.candidates import OPTIONS, Candidates, candidates
+from watos_jax.search.climb import Place, Standing, starts_of
 from watos_jax.search.codesign import codesign
-from watos_jax.search.descend import Point, Score, Shared, score
 from watos_jax.search.objective import STEP_TIME, Objective
+from watos_jax.search.redesign import BATCH, Redesigner, outcomes
 from watos_jax.search.space import Options
 from watos_jax.strategy import Strategy
 
 DRAWS: Final = 4096
 """Draws under which every design is estimated."""
-DESIGNS: Final = 16
-"""Draws for which a design is looked for."""
-CHECKED: Final = 4
+TOLERANCE: Final = 0.02
+"""Mean share of the rate that designs made for single draws may gain over the pool."""
+DESIGNS: Final = 512
+"""Most draws for which a design is looked for."""
+CHECKED: Final = 64
 """Further draws for which one is looked for, to see how far the pool falls short."""
+STARTS: Final = (2, 4)
+"""Die grids from whose best designs a draw is searched: while the pool grows, and when it is checked."""
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Shares of the draws below the reported values."""
-ROUND: Final = 16
-"""Designs that a pool is filled up to a multiple of, so that pools share compilations."""
-DRAWS_AT_ONCE: Final = 32
-"""On one device."""
 CHOSEN: Final = (
     "die_rows",
     "die_cols",
@@ -100,9 +109,12 @@ class Uncertainty:
         pool: the designs, the nominal one first.
         best_rates: quantiles (`QUANTILES`) of the rate of the best of the pool, over the draws in which one fits.
         none_fits: share of the draws in which no design of the pool fits.
-        shortfalls: of each draw that was searched though no design of the pool was made for it, 1 - rate of the best
-            of the pool over what the search found; negative where the pool has the better design, None where neither
-            fits.
+        tolerance: mean shortfall at which the pool stops to grow.
+        gains: mean shortfall of every batch of draws that was searched to grow the pool, before its designs entered,
+            with its standard error.
+        searched: draws for which a design was looked for.
+        shortfalls: of each further draw, 1 - rate of the best of the pool over what a search found; 1 where only the
+            search has one that fits, None where neither has.
         evaluations: estimates made.
         wall_time: s.
     """
@@ -112,6 +124,9 @@ class Uncertainty:
     pool: tuple[Contender, ...]
     best_rates: tuple[float, ...] | None
     none_fits: float
+    tolerance: float
+    gains: tuple[tuple[float, float], ...]
+    searched: int
     shortfalls: tuple[float | None, ...]
     evaluations: int
     wall_time: float
@@ -126,6 +141,11 @@ class Uncertainty:
         """The design of the largest mean rate."""
         return max(self.pool, key=lambda one: one.mean_rate)
 
+    @property
+    def shortfall(self) -> tuple[float, float]:
+        """Mean of the shortfalls and its standard error."""
+        return _mean_and_error(self.shortfalls)
+
 
 def uncertainty(
     model: Transformer,
@@ -133,6 +153,7 @@ def uncertainty(
     *,
     deviations: Mapping[str, float] = PUBLISHED_N7,
     draws: int = DRAWS,
+    tolerance: float = TOLERANCE,
     designs: int = DESIGNS,
     checked: int = CHECKED,
     objective: Objective = STEP_TIME,
@@ -147,8 +168,9 @@ def uncertainty(
         budget: the wafer to fill; its constants are the medians.
         deviations: standard deviation of the natural logarithm of each uncertain constant, by the names of the
             budget's wafer, "technology.mac_area" for instance.
-        draws: under which every design is estimated.
-        designs: draws for which a design is looked for, the first ones.
+        draws: under which every design is estimated; no design is made for them.
+        tolerance: mean shortfall of the pool at which it stops to grow; a design enters it where it gains more.
+        designs: most draws for which a design is looked for.
         checked: further draws for which one is looked for, to measure how far the pool falls short.
         objective: what is made small per step.
         options: what strategies may choose from.
@@ -160,40 +182,54 @@ def uncertainty(
 
     Raises:
         Infeasible: nothing fits the budget as it is.
-        ValueError: an unknown constant, one that is 0 or that a design chooses, a negative deviation, or fewer draws
-            than are searched.
+        ValueError: an unknown constant, one that is 0 or that a design chooses, a negative deviation, no draw, or a
+            tolerance that is not above 0.
     """
     started, report = time.perf_counter(), progress or (lambda phase, share: None)
-    if draws < 1 or designs < 0 or checked < 0 or draws < designs + checked:
-        raise ValueError(f"draws is {draws}: it must be at least 1 and designs + checked ({designs} + {checked})")
-    drawn = drawn_wafers(budget.wafer, deviations, draws, seed)
+    for name, given, least in (("draws", draws, 1), ("designs", designs, 0), ("checked", checked, 0)):
+        if given < least:
+            raise ValueError(f"{name} is {given}: it must be at least {least}")
+    if not 0.0 < tolerance < 1.0:
+        raise ValueError(f"tolerance is {tolerance:g}: it must be above 0, below 1")
+    drawn = drawn_wafers(budget.wafer, deviations, draws + designs + checked, seed)
     report("nominal design", 0.0)
     nominal = codesign(model, budget, options=options, objective=objective, prove=False)
     table = candidates(model, budget, options=options, objective=objective)
-    starts, evaluations = list(starts_of(nominal, budget)), nominal.evaluations
-    searched = []
-    for number in range(-1, designs + checked):
-        report("designs for draws", max(number, 0) / max(designs + checked, 1))
-        climber = Climber([table if number < 0 else _under(table, drawn, number)])
-        # for the budget as it is, too: the co-designed one, unless local search finds a better design
-        found = climber.best(starts)
-        evaluations += climber.evaluations
-        searched.append(found if found is not None and found.excess <= ROUNDING else None)
-    pool = list({_key(found): found for found in searched[: designs + 1] if found is not None}.values())
+    designer = Redesigner(table)
+    starts = [[designer.climber.choose(*start)] for start in starts_of(nominal, budget)]
+    # the co-designed one first, unless local search finds a better design
+    medians = drawn_wafers(budget.wafer, {}, len(starts))
+    first = sorted(designer.best(medians, starts), key=lambda one: one.rank)
+    pool = _distinct([one for one in first if one.excess <= ROUNDING])
+    gains: list[tuple[float, float]] = []
+    searched = 0
+    while searched < designs and (not gains or sum(gains[-1]) > tolerance):
+        report("designs for draws", searched / designs)
+        batch = range(draws + searched, draws + min(searched + BATCH, designs))
+        found, gain = _searched(designer, pool, _rows(drawn, batch), STARTS[0])
+        pool = _distinct([*pool, *(one for one, more in zip(found, gain, strict=True) if (more or 0.0) > tolerance)])
+        gains.append(_mean_and_error(gain))
+        searched += len(batch)
+    shortfalls: list[float | None] = []
+    for begin in range(draws + designs, draws + designs + checked, BATCH):
+        report("further draws", len(shortfalls) / checked)
+        batch = range(begin, min(begin + BATCH, draws + designs + checked))
+        shortfalls += _searched(designer, pool, _rows(drawn, batch), STARTS[1])[1]
     report("all draws", 0.0)
     tokens = float(options.global_batch_size) * float(model.sequence_length)
-    rates = tokens * _rates(table, pool, drawn)
-    best = rates.max(axis=1)
-    own = np.array([0.0 if found is None else tokens * found.value for found in searched[designs + 1 :]])
-    there = best[designs : designs + checked]
+    rates = tokens * outcomes(table, pool, _rows(drawn, range(draws))).fitting
+    best, winner = rates.max(axis=1), rates.argmax(axis=1)
     return Uncertainty(
         deviations=dict(deviations),
         draws=draws,
-        pool=tuple(_contender(table, pool[i], rates[:, i], best, rates.argmax(axis=1) == i) for i in range(len(pool))),
+        pool=tuple(_contender(table, pool[i], rates[:, i], best, winner == i) for i in range(len(pool))),
         best_rates=_quantiles(best[best > 0.0]),
         none_fits=float(np.mean(best == 0.0)),
-        shortfalls=tuple(1.0 - float(b / o) if o > 0.0 else None for b, o in zip(there, own, strict=True)),
-        evaluations=evaluations + rates.size,
+        tolerance=tolerance,
+        gains=tuple(gains),
+        searched=searched,
+        shortfalls=tuple(shortfalls),
+        evaluations=nominal.evaluations + designer.evaluations + designer.climber.evaluations + rates.size,
         wall_time=time.perf_counter() - started,
     )
 
@@ -228,34 +264,42 @@ def drawn_wafers(wafer: Wafer, deviations: Mapping[str, float], draws: int, seed
     return jax.tree.unflatten(jax.tree.structure(wafer), drawn)
 
 
-def _under(table: Candidates, drawn: Wafer, number: int) -> Candidates:
-    wafer = jax.tree.map(lambda leaf: float(leaf[number]), drawn)
-    budget = eqx.tree_at(lambda b: b.wafer, table.shared.budget, wafer)
-    return replace(table, shared=table.shared._replace(budget=budget))
+def _rows(drawn: Wafer, rows: Sequence[int]) -> Wafer:
+    return jax.tree.map(lambda leaf: leaf[np.asarray(rows)], drawn)
 
 
-def _key(found: Standing) -> tuple[Any, ...]:
-    return found.place, found.rows, tuple(found.knobs.tolist())
+def _mean_and_error(parts: Sequence[float | None]) -> tuple[float, float]:
+    # of the numbers among them; 0 where there are too few
+    known = [part for part in parts if part is not None]
+    error = np.std(known, ddof=1) / np.sqrt(len(known)) if len(known) > 1 else 0.0
+    return float(np.mean(known or [0.0])), float(error)
 
 
-class _Pool(NamedTuple):
-    # what all draws have in common
-    shared: Shared
-    points: Point
+def _distinct(standings: Sequence[Standing]) -> list[Standing]:
+    return list({(one.place, one.rows, tuple(one.knobs.tolist())): one for one in standings}.values())
 
 
-def _pool_scores(pool: _Pool, wafer: Wafer) -> Score:
-    budget = eqx.tree_at(lambda b: b.wafer, pool.shared.budget, wafer)
-    return jax.vmap(lambda point: score(pool.shared._replace(budget=budget), point))(pool.points)
-
-
-def _rates(table: Candidates, pool: Sequence[Standing], drawn: Wafer) -> Float[np.ndarray, "draws designs"]:
-    # steps per second (joule, dollar), 0 where a design does not fit
-    padded = [*pool, *(pool[0] for _ in range(-len(pool) % ROUND))]
-    knobs = lattice.values_at(table.shared.budget, np.array([one.knobs for one in padded]))
-    points = take(table.every, np.array([one.rows[0] for one in padded]))._replace(knobs=knobs)
-    found = map_chunks(_pool_scores, _Pool(table.shared, points), drawn, chunk=DRAWS_AT_ONCE)
-    return np.where(found.excess <= ROUNDING, 1.0 / found.value, 0.0)[:, : len(pool)]
+def _searched(
+    designer: Redesigner, pool: Sequence[Standing], drawn: Wafer, grids: int
+) -> tuple[list[Standing], list[float | None]]:
+    # the best design found for every draw, and the share of its rate that the best of the pool lacks
+    known = outcomes(designer.table, pool, drawn)
+    designer.evaluations += known.rates.size
+    starts = []
+    for rates, excess in zip(known.rates, known.excess, strict=True):
+        order = np.lexsort((-rates, np.maximum(excess - ROUNDING, 0.0)))
+        of_grid: dict[Place, Standing] = {}
+        for row in order:
+            of_grid.setdefault(pool[row].place, pool[row])
+        starts.append(list(of_grid.values())[:grids])
+    found = designer.best(drawn, starts)
+    best = known.fitting.max(axis=1)
+    fits = [one.excess <= ROUNDING for one in found]
+    # the searches start from the best of the pool, so that they find nothing worse but for rounding
+    gain = [
+        max(1.0 - float(b) / one.value, 0.0) if fit else None for b, one, fit in zip(best, found, fits, strict=True)
+    ]
+    return found, gain
 
 
 def _contender(
