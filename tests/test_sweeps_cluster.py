@@ -11,6 +11,7 @@ import sweep_space
 from watos_jax import sweeps
 from watos_jax.sweeps import points
 
+dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -76,3 +77,12 @@ class _Slow:
 def test_a_cluster_needs_a_folder():
     with pytest.raises(ValueError, match="out is None: a cluster needs a folder that all its workers see"):
         sweeps.sweep(SPACE, KEEP, cluster="tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("address", ["nowhere", "tcp://127.0.0.1:1"])
+def test_a_cluster_must_answer(address, tmp_path):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}),
+        pytest.raises(sweeps.StoreError, match=f"cluster is '{address}': it must be the address of a Dask scheduler"),
+    ):
+        sweeps.sweep(SPACE, KEEP, out=tmp_path / "out", cluster=address, chunk=64)

@@ -28,6 +28,7 @@ SPACE, KEEP = sweeps.declare(TABLE)
         ),
         ({"axes": {"die.core.clock": [-1e9]}}, "axes.die.core.clock: Core.clock is -1000000000: it must be above 0"),
         ({"axes": {"die.core.clock": ["fast"]}}, "axes.die.core.clock holds 'fast': it must hold finite numbers"),
+        ({"axes": {"die.core.clock": "1 GHz"}}, "axes.die.core.clock is '1 GHz': it must be a number, a list of"),
         ({"axes": {"die.core.clock": [1e9, 1e9]}}, "axes.die.core.clock has 2 values, 1 different"),
         ({"axes": {"die.core.clock": {"low": 1e9, "high": 2e9}}}, "axes.die.core.clock has num None and step None"),
         ({"axes": {"die.core.clock": {"low": 1e9, "high": 2e9, "num": 0}}}, "axes.die.core.clock.num is 0"),
@@ -101,6 +102,9 @@ def test_a_file_is_read_and_its_mistakes_name_it(tmp_path):
     assert keep.top == 3
     path.write_text("wafers = [")
     with pytest.raises(ValueError, match=r"space\.toml: "):
+        sweeps.read(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"space\.toml cannot be read: byte 0 is not UTF-8"):
         sweeps.read(path)
     with pytest.raises(ValueError, match=r"nowhere\.toml cannot be read: No such file"):
         sweeps.read(tmp_path / "nowhere.toml")

@@ -19,8 +19,9 @@ import sweep_space
 
 import watos_jax as wj
 from watos_jax import sweeps
+from watos_jax.cli import main
 from watos_jax.estimate import ROUNDING
-from watos_jax.sweeps import command, points, store
+from watos_jax.sweeps import points, store
 
 parquet = pytest.importorskip("pyarrow.parquet")
 SPACE, KEEP = sweeps.declare(sweep_space.TABLE)
@@ -128,14 +129,27 @@ def test_the_line_of_the_page_reads_the_rows(reader, done, tmp_path, monkeypatch
         np.testing.assert_array_equal(best["step_time"].to_numpy(), times[:10])
 
 
-def test_the_command_answers_in_plain_data(tmp_path):
+def test_the_command_answers_in_plain_data(tmp_path, capsys):
     file = tmp_path / "space.toml"
     file.write_text(sweep_space.TEXT)
-    result = command.run(file, tmp_path / "out", chunk=64)
-    plain = json.loads(json.dumps(command.plain(result)))
-    assert plain["evaluated"] == result.evaluated and len(plain["top"]) == 4
+    jax.devices()  # a command must find JAX running: it may not change the devices of the other tests
+    assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--chunk", "64", "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["evaluated"] == len(sweeps.build(SPACE, KEEP)) and len(plain["top"]) == 4
     assert plain["units"]["step_time"] == "s"
     assert plain["top"][0]["tokens_per_second"] >= plain["top"][1]["tokens_per_second"]
+    assert main(["sweep", str(file), "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert f"{plain['feasible']:,} of {plain['evaluated']:,} designs" in shown
+    assert f"{plain['top'][0]['index']} " in shown and "Pareto front" in shown
+
+
+def test_the_command_says_where_nothing_fits(tmp_path, capsys):
+    file = tmp_path / "space.toml"
+    file.write_text(sweep_space.TEXT.replace("[0.5, 2]", "[40, 60]"))  # stacks beside one die
+    assert main(["sweep", str(file), "--chunk", "64"]) == 0
+    count = len(sweeps.build(*sweeps.read(file)))
+    assert capsys.readouterr().out.startswith(f"0 of {count} designs of ")
 
 
 # what is refused

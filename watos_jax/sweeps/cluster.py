@@ -4,8 +4,10 @@ The scheduler runs the parts of a killed worker again on another one; parts that
 stay as they are. Every worker must see the folder under the same path.
 """
 
+import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -36,12 +38,13 @@ def distribute(store: Store, numbers: list[int], address: str, *, chunk: int | N
         The outcome of each part once it is on the disk, without its rows.
 
     Raises:
-        StoreError: Dask is not installed, or a worker cannot use the folder.
+        StoreError: Dask is not installed, nothing answers at the address, or a worker cannot use the folder.
     """
     try:
         from distributed import Client, as_completed
     except ModuleNotFoundError:
         raise StoreError("cluster needs Dask, which is not installed: pip install 'watos_jax[cluster]'") from None
+    _check_address(address)
     plan = store.plan
     tasks = iter([numbers[i : i + PARTS_PER_TASK] for i in range(0, len(numbers), PARTS_PER_TASK)])
     with Client(address, set_as_default=False) as client:
@@ -65,6 +68,22 @@ def distribute(store: Store, numbers: list[int], address: str, *, chunk: int | N
             submit()
             for number in done:
                 yield store.outcome(number)
+
+
+def _check_address(address: str) -> None:
+    # a client that cannot connect says so in many lines, and again when the process ends
+    from distributed import Security
+    from distributed.comm.core import connect
+
+    async def greet() -> None:
+        comm = await connect(address, **Security().get_connection_args("client"))
+        await comm.close()
+
+    try:
+        with ThreadPoolExecutor(1) as thread:  # a notebook has a loop of its own
+            thread.submit(asyncio.run, greet()).result()
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cluster is {address!r}: it must be the address of a Dask scheduler ({error})") from None
 
 
 def work(space: Space, keep: Keep, path: str, numbers: list[int], chunk: int | None) -> list[int]:

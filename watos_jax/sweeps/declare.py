@@ -23,11 +23,13 @@ def read(path: str | Path) -> tuple[Space, Keep]:
         ValueError: the file cannot be read, or a value breaks a rule; the message names file, field, value and rule.
     """
     try:
-        text = Path(path).read_text()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        return declare(tomllib.loads(text))
+        return declare(tomllib.loads(content.decode()))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read: byte {error.start} is not UTF-8, as TOML must be") from None
     except ValueError as error:  # TOMLDecodeError is one
         raise ValueError(f"{path}: {error}") from None
 

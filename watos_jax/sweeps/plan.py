@@ -304,6 +304,8 @@ def _values(name: str, given: Any) -> np.ndarray:
         given = Range(**given)
     if isinstance(given, Range):
         return given.values(name)
+    if isinstance(given, str):
+        raise ValueError(f"{name} is {given!r}: it must be a number, a list of them, or a range")
     values = [given] if is_number(given) else as_list(name, given)
     for value in values:
         if not is_number(value):
