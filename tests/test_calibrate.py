@@ -148,8 +148,24 @@ def test_a_file_without_a_column_is_refused(tmp_path):
     (tmp_path / "bad.csv").write_text("source,model\nx,y\n")
     with pytest.raises(ValueError, match=r"bad\.csv lacks the column"):
         measured.read(tmp_path / "bad.csv")
-    with pytest.raises(ValueError, match="cannot be read as a CSV file"):
+    with pytest.raises(ValueError, match=r"absent\.csv cannot be read: No such file"):
         measured.read(tmp_path / "absent.csv")
+    (tmp_path / "bad.csv").write_bytes(b"source,model\n\xff,y\n")
+    with pytest.raises(ValueError, match=r"bad\.csv cannot be read as a CSV file: 'utf-8'"):
+        measured.read(tmp_path / "bad.csv")
+
+
+def test_a_broken_row_is_counted_and_spoils_no_other(tmp_path):
+    """Too few cells, too many, half a layer, a width in another unit."""
+    columns = list(ROW)
+    rows = [ROW, {"source": "x"}, ROW | {"layers": "3.5"}, ROW | {"hidden": "1e300"}]
+    lines = [",".join(columns), *(",".join(row.get(name, "") for name in columns) for row in rows)]
+    lines += [lines[1] + ",more", lines[1].split(",")[0]]
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(lines))
+    runs, skipped = measured.read(path)
+    assert len(runs) == 2
+    assert skipped == {"chip without a preset: blank": 2, "illegal: Transformer.num_layers": 1, "hidden blank": 1}
 
 
 @pytest.mark.float64

@@ -28,9 +28,10 @@ def calibrate(
     ] = "",
     as_json: AsJson = False,
 ) -> Any:
-    """Fit the efficiency of a chip to measured step times, by gradient.
+    """Fit a chip's efficiency to measured step times.
 
-    Prints every field with its standard error, and the error on configurations that were left out of the fit.
+    Descends the gradient of the error. Prints every field with its standard error, and the error on configurations
+    that were left out of the fit.
 
     \b
       watos calibrate runs.csv --chip A100
@@ -41,7 +42,7 @@ def calibrate(
     from watos_jax.calibrate import fit
     from watos_jax.validate import execution
 
-    name = choice("--chip", chip, measured.CHIPS, otherwise="a chip of the table `watos presets systems`")
+    name = choice("--chip", chip, measured.CHIPS)
     runs, skipped = measured.read(file)
     texts = [text.strip().lower() for text in source.split(",")]
     chosen = [run for run in runs if run.chip == name and any(text in run.source.lower() for text in texts)]

@@ -26,10 +26,10 @@ import optax
 from jaxtyping import Array, Float
 
 from watos_jax.hardware import System
-from watos_jax.measured import CHIPS
+from watos_jax.measured import CHIPS, Skip, rows_of
 from watos_jax.operators import predictor
-from watos_jax.validate.errors import constant_per_group, rows_of, summary
-from watos_jax.validate.kernels import KINDS, Kernel, LeftOut
+from watos_jax.validate.errors import constant_per_group, summary
+from watos_jax.validate.kernels import KINDS, Kernel
 from watos_jax.workload import Attention
 
 TEXTS: Final = ("kind", "dtype", "layout", "accumulate", "out_dtype", "kernel", "causal", "pass_")
@@ -138,7 +138,7 @@ def read(path: str | Path, chip: str) -> Rows:
     for row in mine:
         try:
             one = kind.read({**row, "pass_": "fwd"}, system)
-        except LeftOut as reason:
+        except Skip as reason:
             skipped[str(reason)] += 1
         else:
             sizes = tuple(float(leaf) for leaf in jax.tree.leaves(one.arguments))

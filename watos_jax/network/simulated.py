@@ -17,7 +17,9 @@ dimension goes against its reduce-scatter, was read from its results:
 link; a route through a switch has two links.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -41,7 +43,7 @@ from watos_jax.network.exchanges import (
 from watos_jax.network.rectangles import row_column
 from watos_jax.network.topology import Fabric, hamiltonian_cycle, row_major, snake
 from watos_jax.strategy import Collective
-from watos_jax.units import GIGA, MIB, NANO
+from watos_jax.units import GIGA, NANO
 
 Row = Mapping[str, str]
 """One row of a table, by column name; values as text."""
@@ -61,6 +63,9 @@ SHAPE: Final = (
     "chunks_per_npu",
 )
 """Columns that decide the coefficients."""
+
+COLLECTIVES: Final = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+"""Values of `collective`; more may stand in brackets."""
 
 ORDERS: Final[dict[str, Callable[[int, int], np.ndarray]]] = {
     "row-major": row_major,
@@ -83,22 +88,6 @@ class Prediction(NamedTuple):
     skipped: str
 
 
-class CaseError(NamedTuple):
-    """How far predictions of one class are from the simulator.
-
-    Attributes:
-        rows: rows compared.
-        median: median of |predicted / simulated - 1|.
-        worst: largest.
-        bias: median of predicted / simulated - 1, signed.
-    """
-
-    rows: int
-    median: float
-    worst: float
-    bias: float
-
-
 class Unmodelled(Exception):
     """A row that the coefficients do not describe; the message says why."""
 
@@ -114,56 +103,48 @@ def predict(row: Row) -> Prediction:
         The class of the row and its time, or why it is skipped.
 
     Raises:
-        ValueError: where a column is missing, or a mapping of ranks is unknown.
+        ValueError: a column is missing.
     """
     tool = row.get("tool", "").split("-")[0].split(" ")[0]
     try:
         if tool not in TOOLS or "time_us" not in row:
             raise Unmodelled("not a table of collectives of a known simulator")
+        size, bandwidth = _number(row, "bytes", above=True), _number(row, "link_GBps", above=True) * GIGA
+        latency = _number(row, "latency_ns") * NANO
         case, operation = _operation(tool, tuple((name, row[name]) for name in SHAPE if name in row))
     except Unmodelled as reason:
         return Prediction("", float("nan"), str(reason))
     except KeyError as missing:
         raise ValueError(f"row has no column or value {missing}: a table of {tool} needs it") from missing
     links = 2 if row["topology"].lower() == "switch" else 1
-    slope = float(np.sum(operation.volume)) / (float(row["link_GBps"]) * GIGA)
-    hops = float(np.sum(operation.steps)) * float(row["latency_ns"]) * NANO * links
-    return Prediction(f"{tool}: {case}", float(row["bytes"]) * slope + hops, "")
+    volume, steps = float(np.sum(operation.volume)), float(np.sum(operation.steps))
+    return Prediction(f"{tool}: {case}", size * volume / bandwidth + steps * latency * links, "")
 
 
 @lru_cache(maxsize=4096)
 def _operation(tool: str, described: tuple[tuple[str, str], ...]) -> tuple[str, Collective]:
     """Class and coefficients of the rows that share the columns of `SHAPE`."""
-    return TOOLS[tool](dict(described))
+    row = dict(described)
+    if row["collective"].split("(")[0] not in COLLECTIVES:
+        raise Unmodelled(f"collective {row['collective']} is not modelled")
+    return TOOLS[tool](row)
 
 
-def errors(rows: Iterable[Row], *, least_bytes: float = MIB) -> tuple[dict[str, CaseError], dict[str, int]]:
-    """Compare predictions with the simulated times of many rows.
-
-    Args:
-        rows: rows of one or several tables.
-        least_bytes: smaller buffers are left out.
-
-    Returns:
-        Errors by class, and numbers of rows skipped by reason.
-    """
-    ratios: dict[str, list[float]] = {}
-    skipped: dict[str, int] = {}
-    for row in rows:
-        prediction = predict(row)
-        reason = prediction.skipped
-        if not reason and float(row["bytes"]) < least_bytes:
-            reason = "smaller than the least buffer"
-        if reason:
-            skipped[reason] = skipped.get(reason, 0) + 1
-        else:
-            ratios.setdefault(prediction.case, []).append(prediction.time * 1e6 / float(row["time_us"]) - 1.0)
-    return {case: _summary(np.array(off)) for case, off in sorted(ratios.items())}, skipped
+def _number(row: Row, column: str, *, above: bool = False) -> float:
+    # a finite number from 0 on
+    try:
+        value = float(row[column])
+    except ValueError:
+        value = math.nan
+    if not (0.0 < value < math.inf or (value == 0.0 and not above)):
+        raise Unmodelled(f"{column} is no number {'above' if above else 'from'} 0")
+    return value
 
 
-def _summary(off: np.ndarray) -> CaseError:
-    size = np.abs(off)
-    return CaseError(len(off), float(np.median(size)), float(size.max()), float(np.median(off)))
+def _count(row: Row, column: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,5}", row[column]):
+        raise Unmodelled(f"{column} is no whole number from 1 on")
+    return int(row[column])
 
 
 def _fabric(row: Row) -> tuple[str, Fabric]:
@@ -173,6 +154,8 @@ def _fabric(row: Row) -> tuple[str, Fabric]:
     kind = next((kind for start, kind in kinds if name.startswith(start)), None)
     if kind is None:
         raise Unmodelled(f"topology {row['topology']} is not modelled")
+    if not re.fullmatch("[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})?", row["dims"]):
+        raise Unmodelled(f"dims {row['dims']} are not modelled")
     sizes = [int(size) for size in row["dims"].split("x")]
     rows, cols = sizes if len(sizes) == 2 else (1, sizes[0])
     return name, Fabric(kind, rows, cols)
@@ -193,12 +176,12 @@ def _part(row: Row, all_reduce: Collective) -> Collective:
 def _astra(row: Row) -> tuple[str, Collective]:
     """ASTRA-sim's analytical backend."""
     name, fabric = _fabric(row)
-    chunks = int(row["splits"])
+    chunks = _count(row, "splits")
     if row["tool"].startswith("astra-sim unaware") and row["algorithm"] != "ring":
         raise Unmodelled("ASTRA-sim without congestion does not share links")
     if fabric.is_switch:
         raise Unmodelled("a switch that stores and forwards whole messages is not modelled")
-    if int(row["active_chunks"]) != chunks:
+    if _count(row, "active_chunks") != chunks:
         raise Unmodelled("chunks that wait for one another are not modelled")
     network, members = Network((fabric,)), np.arange(fabric.num_nodes)[None]
     transport = Transport(chunks=chunks, store_and_forward=True)
@@ -235,6 +218,8 @@ def _simgrid(row: Row) -> tuple[str, Collective]:
     _, fabric = _fabric(row)
     size = fabric.num_nodes
     mapping = row["rank_mapping"]
+    if mapping not in ORDERS:
+        raise Unmodelled(f"rank_mapping {mapping} is not modelled")
     network, members = Network((fabric,)), ORDERS[mapping](fabric.rows, fabric.cols)[None]
     where = f"{_shape(fabric)}, {mapping}" if mapping != "row-major" or _shape(fabric) == "mesh" else _shape(fabric)
     match row["algorithm"], row["collective"]:
@@ -257,7 +242,7 @@ def _simgrid(row: Row) -> tuple[str, Collective]:
 def _tacos(row: Row) -> tuple[str, Collective]:
     """Schedules synthesised by TACOS."""
     _, fabric = _fabric(row)
-    bound = bound_of_messages(fabric, int(row["chunks_per_npu"]))
+    bound = bound_of_messages(fabric, _count(row, "chunks_per_npu"))
     return f"synthesised against bound, {_shape(fabric)}", _part(row, bound)
 
 

@@ -1,12 +1,11 @@
-"""Errors of predictions, their ranks, and reading of rows, which all kinds of validation share.
+"""Errors of predictions and their ranks, which all kinds of validation share.
 
 Errors are fractions: `mape` and `median_ape` of |predicted / measured - 1|, `bias` the mean of
 predicted / measured - 1.
 """
 
-import csv
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,6 @@ import numpy as np
 
 Report = dict[str, Any]
 """What a validation returns: the keys of `summary`, with `rows, used, skipped, groups, predictions`."""
-
-
-def rows_of(path: str | Path) -> list[dict[str, str]]:
-    """Rows of a CSV file.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as a CSV file: {error}") from None
-
-
-def number(row: Mapping[str, str], column: str) -> float | None:
-    """A positive, finite number of a row, or None where there is none."""
-    try:
-        value = float(row.get(column) or "")
-    except ValueError:
-        return None
-    return value if 0.0 < value < float("inf") else None
 
 
 def summary(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from watos_jax.calibrate import FOLDS, Times, fit_times
 from watos_jax.hardware import Die, Efficiency, System
-from watos_jax.measured import CHIPS, OTHER_BOARDS
+from watos_jax.measured import CHIPS, Skip, chip_of, needed, number, rows_of
 from watos_jax.network.layout import layout
 from watos_jax.network.times import slope_and_latency
 from watos_jax.operators.roofline import attention_cost, elementwise_times, matmul_cost
@@ -28,7 +28,7 @@ from watos_jax.presets import chips
 from watos_jax.relax import HARD
 from watos_jax.strategy import Strategy
 from watos_jax.units import GIGA, MICRO, TERA
-from watos_jax.validate.errors import Report, constant_per_group, number, report, rows_of
+from watos_jax.validate.errors import Report, constant_per_group, report
 from watos_jax.workload import ELEMENT_BYTES, Attention, Elementwise, Matmuls
 
 BACKWARD_OF_FLASH: Final = 2.5
@@ -69,10 +69,6 @@ class Kind(NamedTuple):
     start: Efficiency
 
 
-class LeftOut(Exception):
-    """Why a row is not used; the message is a short reason that rows share."""
-
-
 def kernels(path: str | Path) -> Report:
     """Compare times of single kernels with the roofline and utilisation curves fitted to other shapes.
 
@@ -87,7 +83,7 @@ def kernels(path: str | Path) -> Report:
         ValueError: the file cannot be read, is of no known kind, or no row can be used.
     """
     rows = rows_of(path)
-    columns = set(rows[0]) if rows else set()
+    columns = set(rows[0])
     kind = next((one for one in KINDS if one.columns <= columns), None)
     if kind is None:
         needed = "; ".join(", ".join(sorted(one.columns)) for one in KINDS)
@@ -95,8 +91,8 @@ def kernels(path: str | Path) -> Report:
     skipped, groups = Counter[str](), defaultdict[str, list[tuple[str, Kernel]]](list)
     for line, row in enumerate(rows, start=2):
         try:
-            one = kind.read(row, _system(row))
-        except LeftOut as reason:
+            one = kind.read(row, CHIPS[chip_of(row)])
+        except Skip as reason:
             skipped[str(reason)] += 1
         else:
             groups[one.group].append((row.get("row_id") or str(line), one))
@@ -124,31 +120,16 @@ def kernels(path: str | Path) -> Report:
     return report(path, len(rows), skipped, labels, predictions, naive) | {"efficiency": fitted}
 
 
-def _system(row: Mapping[str, str]) -> System:
-    words = row["chip"].replace("-", " ").split()
-    if not words or words[0] not in CHIPS or OTHER_BOARDS.intersection(words):
-        raise LeftOut(f"chip without a preset: {row['chip'] or 'blank'}")
-    return CHIPS[words[0]]
-
-
-def _sizes(row: Mapping[str, str], *names: str) -> list[float]:
-    values = [number(row, name) for name in names]
-    blank = next((name for name, value in zip(names, values, strict=True) if value is None), None)
-    if blank is not None:
-        raise LeftOut(f"{blank} blank")
-    return [value for value in values if value is not None]
-
-
 def _matmul(row: Mapping[str, str], system: System) -> Kernel:
-    m, n, k = _sizes(row, "m", "n", "k")
+    m, n, k = (needed(row, name) for name in "mnk")
     if "16" not in row.get("dtype", ""):
-        raise LeftOut("precision other than 16 bits")
+        raise Skip("precision other than 16 bits")
     count = number(row, "batch") or 1.0
     flop = 2.0 * m * n * k * count
     time = number(row, "time_us")
     rate = number(row, "tflops")
     if time is None and rate is None:
-        raise LeftOut("time_us and tflops blank")
+        raise Skip("time_us and tflops blank")
     seconds = time * MICRO if time is not None else flop / ((rate or 1.0) * TERA)
     kind = "grouped products" if "grouped" in row.get("kind", "") else "products"
     arguments = (system.die, (m, n, k, count))
@@ -165,11 +146,11 @@ def _matmul_times(efficiency: Efficiency, arguments: tuple[Die, tuple[Array, ...
 
 
 def _attention(row: Mapping[str, str], system: System) -> Kernel:
-    batch, length, heads, width, rate = _sizes(row, "batch", "seq", "heads", "head_dim", "tflops")
+    batch, length, heads, width, rate = (needed(row, name) for name in ("batch", "seq", "heads", "head_dim", "tflops"))
     part, causal = row["pass_"], row.get("causal") == "1"
     whole = "full" in row.get("flop_convention", "")  # counts the masked half of causal attention
     if whole and part != "fwd":
-        raise LeftOut("FLOP convention of the backward pass not stated")
+        raise Skip("FLOP convention of the backward pass not stated")
     value = number(row, "v_head_dim") or width
     keys = length / 2.0 if causal else length
     shape = Attention(
@@ -185,7 +166,7 @@ def _attention(row: Mapping[str, str], system: System) -> Kernel:
     )
     passes = {"fwd": 1.0, "bwd": BACKWARD_OF_FLASH, "fwd+bwd": 1.0 + BACKWARD_OF_FLASH}
     if part not in passes:
-        raise LeftOut(f"pass_ is {part or 'blank'}")
+        raise Skip(f"pass_ is {part or 'blank'}")
     forward = 2.0 * batch * length * keys * heads * (width + value)
     counted = passes[part] * forward * (2.0 if whole and causal else 1.0)
     share = (float("fwd" in part), float("bwd" in part))
@@ -210,9 +191,9 @@ PASSES: Final = {"softmax": 2.0, "layernorm": 2.0, "gelu": 2.0}
 
 
 def _elementwise(row: Mapping[str, str], system: System) -> Kernel:
-    m, n, time = _sizes(row, "m", "n", "time_us")
+    m, n, time = (needed(row, name) for name in ("m", "n", "time_us"))
     if row["op"] not in PASSES:
-        raise LeftOut(f"operator {row['op']}")
+        raise Skip(f"operator {row['op']}")
     moved = PASSES[row["op"]] * ELEMENT_BYTES * m * n
     ideal = moved / float(system.die.memory.bandwidth)
     return Kernel(f"{row['op']} on {row['chip']}", (m, n), time * MICRO, (system.die, moved), ideal)
@@ -232,18 +213,20 @@ SHARES: Final = {"all_reduce": 1.0, "reduce_scatter": 0.5, "all_gather": 0.5}
 
 
 def _collective(row: Mapping[str, str], system: System) -> Kernel:
-    ranks, size = _sizes(row, "n_ranks", "size_bytes")
+    ranks, size = needed(row, "n_ranks"), needed(row, "size_bytes")
+    if len(system.tiers) != 2:
+        raise Skip(f"no network of nodes: {row['chip']}")
     op = row.get("op") or "all_reduce"
     if op not in SHARES:
-        raise LeftOut(f"operator {op}")
+        raise Skip(f"operator {op}")
     time, bus = number(row, "time_us"), number(row, "busbw_GBs")
     carried = 2.0 * SHARES[op] * (ranks - 1.0) / ranks * size
     if time is None and bus is None:
-        raise LeftOut("time_us and busbw_GBs blank")
+        raise Skip("time_us and busbw_GBs blank")
     nodes = number(row, "n_nodes") or 1.0
     within = ranks / nodes
     if within % 1.0 or within > chips.GPUS_PER_NODE or (nodes > 1 and within < chips.GPUS_PER_NODE):
-        raise LeftOut("nodes that are not whole")
+        raise Skip("nodes that are not whole")
     first, last = system.tiers
     system = replace(system, tiers=(replace(first, cols=within), replace(last, cols=nodes)))
     all_reduce = jax.tree.map(jnp.asarray, layout(system, Strategy(data_parallel=ranks, global_batch_size=ranks)).data)

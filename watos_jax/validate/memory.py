@@ -15,12 +15,12 @@ import numpy as np
 
 from watos_jax import measured
 from watos_jax.estimate import estimate
-from watos_jax.measured import Run, Skip
+from watos_jax.measured import Run, Skip, needed, number, rows_of
 from watos_jax.model import Transformer
 from watos_jax.presets import chips
 from watos_jax.strategy import Strategy, violation
 from watos_jax.units import MIB
-from watos_jax.validate.errors import Report, number, report, rows_of
+from watos_jax.validate.errors import Report, report
 
 BY_RANK: Final = "case rank max_allocated_mb tp pp dp layers model seq".split()
 """Columns of a file of ranks; `ep, cp, max_reserved_mb` may be there too. `case` may hold `mbcN`, the micro-batches of
@@ -41,7 +41,7 @@ def memory(path: str | Path) -> Report:
         ValueError: the file cannot be read, or no row can be used.
     """
     rows = rows_of(path)
-    found = _by_rank(path, rows) if rows and set(BY_RANK) <= set(rows[0]) else _by_run(path)
+    found = _by_rank(path, rows) if set(BY_RANK) <= set(rows[0]) else _by_run(path)
     return found | {"memory_mape": found["mape"]}
 
 
@@ -106,15 +106,13 @@ def _by_rank(path: str | Path, rows: Sequence[Mapping[str, str]]) -> Report:
 
 
 def _case(row: Mapping[str, str]) -> tuple[Strategy, Transformer]:
-    values = {name: number(row, name) for name in ("tp", "pp", "dp", "layers", "seq")}
-    blank = next((name for name, value in values.items() if value is None), None)
-    if blank is not None or not row["rank"].isdigit():
-        raise Skip(f"{blank or 'rank'} blank")
-    stages, replicas = values["pp"] or 1.0, values["dp"] or 1.0
+    tensor, stages, replicas, layers, length = (needed(row, name) for name in ("tp", "pp", "dp", "layers", "seq"))
+    if not row["rank"].isdigit():
+        raise Skip("rank blank")
     micro = re.search(r"mbc(\d+)", row["case"])
-    model = measured.published(row["model"], values["layers"] or 1.0, values["seq"] or 1.0)
+    model = measured.published(row["model"], layers, length)
     strategy = Strategy(
-        tensor_cols=values["tp"],
+        tensor_cols=tensor,
         pipeline_parallel=stages,
         data_parallel=replicas,
         context_parallel=number(row, "cp") or 1.0,

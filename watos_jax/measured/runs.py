@@ -8,15 +8,15 @@ most such rows would not fit without), a blank `zero` is a plain optimizer, and 
 are streamed to a wafer a blank `mbs` is the whole batch and a blank `vocab` that of the model's family.
 """
 
-import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from watos_jax.hardware import Overlap, Precision, System
+from watos_jax.measured.rows import Skip, needed, number, rows_of
 from watos_jax.model import Transformer
 from watos_jax.network.layout import fits
 from watos_jax.presets import chips, models
@@ -97,10 +97,6 @@ class Run(NamedTuple):
     configuration: tuple[str, ...]
 
 
-class Skip(Exception):
-    """Why a row is not used; the message is a short reason that rows share."""
-
-
 def read(path: str | Path) -> tuple[list[Run], Counter[str]]:
     """Read the runs of a CSV file.
 
@@ -114,24 +110,14 @@ def read(path: str | Path) -> tuple[list[Run], Counter[str]]:
         ValueError: the file cannot be read, or lacks a column.
     """
     runs, skipped = [], Counter[str]()
-    for number, row in _rows(path):
+    for line, row in enumerate(rows_of(path, REQUIRED), start=2):
         try:
-            runs.append(run_of(row, str(number)))
+            runs.append(run_of(row, str(line)))
         except Skip as reason:
             skipped[str(reason)] += 1
+        except ValueError as error:  # a record refuses a field
+            skipped[f"illegal: {str(error).split(' is ')[0]}"] += 1
     return runs, skipped
-
-
-def _rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, str]]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = sorted(set(REQUIRED) - set(reader.fieldnames or ()))
-            if missing:
-                raise ValueError(f"{path} lacks the column {missing[0]}: a file of training runs must have it")
-            yield from enumerate(reader, start=2)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as a CSV file: {error}") from None
 
 
 REQUIRED: Final = (
@@ -150,18 +136,18 @@ def run_of(row: Mapping[str, str], line: str) -> Run:
     Raises:
         Skip: the row cannot be represented; the message says why.
     """
-    chip = _chip(row)
+    chip = chip_of(row)
     precision = _precision(row["precision"], chip)
     if chip == "CS-2":
         row = _completed(row)
     model = _model(row)
     strategy = _strategy(row, model)
     overlap = Overlap(float(_is_of(row, OVERLAP_SOURCES)), float(_is_of(row, TENSOR_OVERLAP_SOURCES)))
-    system = replace(_system(CHIPS[chip], _number(row, "n_chips")), overlap=overlap, precision=precision)
+    system = replace(_system(CHIPS[chip], needed(row, "n_chips")), overlap=overlap, precision=precision)
     reason = violation(model, strategy) or fits(system, strategy)
     if reason is not None:
         raise Skip(f"illegal: {reason.split(' is ')[0]}")
-    time, memory = _optional(row, "iter_time_s"), _optional(row, "mem_per_gpu_gb")
+    time, memory = number(row, "iter_time_s"), number(row, "mem_per_gpu_gb")
     gibibytes = "GiB" in row.get("mem_kind", "")
     names = "source model layers hidden seq n_chips tp pp vpp dp cp ep sp zero mbs gbs recompute".split()
     return Run(
@@ -190,10 +176,15 @@ def _system(node: System, devices: float) -> System:
 
 def _completed(row: Mapping[str, str]) -> Mapping[str, str]:
     family = next((size for name, size in FAMILY_VOCABULARIES.items() if name in row["model"]), "")
-    return {**row, "vocab": row["vocab"] or family, "mbs": row["mbs"] or str(_number(row, "gbs") / _number(row, "dp"))}
+    return {**row, "vocab": row["vocab"] or family, "mbs": row["mbs"] or str(needed(row, "gbs") / needed(row, "dp"))}
 
 
-def _chip(row: Mapping[str, str]) -> str:
+def chip_of(row: Mapping[str, str]) -> str:
+    """Key of `CHIPS` for the `chip` of a row.
+
+    Raises:
+        Skip: no preset is that chip on that board.
+    """
     if "CS-2" in row["chip"]:
         return "CS-2"
     words = row["chip"].replace("-", " ").split()
@@ -242,10 +233,10 @@ def _letters(text: str) -> str:
 
 def _mixture(row: Mapping[str, str]) -> Transformer:
     # width of experts and latent attention are no columns
-    found = published(row["model"], _number(row, "layers"), _number(row, "seq"))
+    found = published(row["model"], needed(row, "layers"), needed(row, "seq"))
     columns = {"hidden": found.hidden_size, "moe_experts": found.num_experts, "moe_topk": found.experts_per_token}
     for column, value in columns.items():
-        if _optional(row, column) not in (None, float(value)):
+        if number(row, column) not in (None, float(value)):
             raise Skip(f"mixture of experts: {column} is not that of the preset")
     return found
 
@@ -255,21 +246,21 @@ def _model(row: Mapping[str, str]) -> Transformer:
         return _mixture(row)
     if "lora" in (row["model"] + row.get("notes", "")).lower():
         raise Skip("adapters (LoRA): most weights are frozen")
-    heads = _number(row, "heads")
-    hidden = _number(row, "hidden")
+    heads = needed(row, "heads")
+    hidden = needed(row, "hidden")
     if hidden % heads:
         raise Skip("heads do not divide hidden")
     gated = row.get("gated_mlp", "")
     materialised = not _is_of(row, FLASH_SOURCES)
     return Transformer(
-        num_layers=_number(row, "layers"),
+        num_layers=needed(row, "layers"),
         hidden_size=hidden,
-        ffn_hidden_size=_number(row, "ffn"),
+        ffn_hidden_size=needed(row, "ffn"),
         num_attention_heads=heads,
-        num_kv_heads=_optional(row, "kv_heads") or heads,
+        num_kv_heads=number(row, "kv_heads") or heads,
         head_dim=hidden // heads,
-        sequence_length=_number(row, "seq"),
-        vocab_size=_number(row, "vocab"),
+        sequence_length=needed(row, "seq"),
+        vocab_size=needed(row, "vocab"),
         gated_mlp=1 if gated in ("1", "1.0") else 0,
         tied_embeddings=0 if gated in ("1", "1.0") else 1,
         learned_positions=0 if gated in ("1", "1.0") else 1,
@@ -283,7 +274,7 @@ def _strategy(row: Mapping[str, str], model: Transformer) -> Strategy:
         raise Skip(f"sharded within groups or partly: {row['zero']}")
     if sharding == 3 and not row.get("recompute"):
         raise Skip("recompute blank with sharded weights")
-    if sharding == 3 and _number(row, "pp") > 1:
+    if sharding == 3 and needed(row, "pp") > 1:
         sharding = 2  # weights stay gathered for all micro-batches of a pipeline
     text = row.get("recompute", "")
     recompute = text.split(" (")[0] or "none"
@@ -292,17 +283,17 @@ def _strategy(row: Mapping[str, str], model: Transformer) -> Strategy:
     flash = _is_of(row, FLASH_SOURCES)
     if flash and recompute == "selective":
         raise Skip("recompute selective beside flash attention, which repeats its core in any case")
-    tensor = _number(row, "tp")
+    tensor = needed(row, "tp")
     return Strategy(
         tensor_cols=tensor,
-        pipeline_parallel=_number(row, "pp"),
-        data_parallel=_number(row, "dp"),
-        context_parallel=_optional(row, "cp") or 1,
-        expert_parallel=_optional(row, "ep") or 1,
+        pipeline_parallel=needed(row, "pp"),
+        data_parallel=needed(row, "dp"),
+        context_parallel=number(row, "cp") or 1,
+        expert_parallel=number(row, "ep") or 1,
         sequence_parallel=1 if row.get("sp") == "1" and tensor > 1 else 0,
-        micro_batch_size=_number(row, "mbs"),
-        global_batch_size=_number(row, "gbs"),
-        virtual_stages=_optional(row, "vpp") or 1,
+        micro_batch_size=needed(row, "mbs"),
+        global_batch_size=needed(row, "gbs"),
+        virtual_stages=number(row, "vpp") or 1,
         recompute=RECOMPUTE_LEVELS.index(recompute),
         optimizer_sharding=sharding,
         flash_attention=1 if flash else 0,
@@ -312,19 +303,3 @@ def _strategy(row: Mapping[str, str], model: Transformer) -> Strategy:
 
 def _is_of(row: Mapping[str, str], sources: tuple[str, ...]) -> bool:
     return any(name in row["source"] for name in sources)
-
-
-def _number(row: Mapping[str, str], column: str) -> float:
-    value = _optional(row, column)
-    if value is None:
-        raise Skip(f"{column} blank")
-    return value
-
-
-def _optional(row: Mapping[str, str], column: str) -> float | None:
-    text = row.get(column) or ""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if value > 0 and value < float("inf") else None
