@@ -224,7 +224,7 @@ class Goal(NamedTuple):
 def rate_and_excess(shared: Any, log_knobs: Any, relax: wj.Relaxation = wj.HARD) -> tuple[Any, Any]:
     """log(tokens/s) of the wafer of some log knobs, and log(use / allowance) of each of its limits.
 
-    Stacks are whole here, and a smooth ceiling lies half a step above a whole number: geometry stays hard.
+    Stacks are whole here, and a smooth ceiling lies a little above a whole number: geometry stays hard.
     """
     strategy, layout = jax.tree.map(lambda leaf: leaf[MIDDLE], shared)
     wafer = BUDGET.build(wj.Knobs(*jnp.exp(log_knobs)), *GRID, SIDES)

@@ -247,9 +247,8 @@ print(f"{fits[inside].sum()} of {inside.sum()} designs fit, {better.sum()} are f
 # %% [markdown]
 # ## The strategy
 #
-# The same wafer with every strategy of the space. The wafer was made for the one that is circled, and holds it with
-# little memory to spare. A few would be faster, if their memory fitted; another wafer could hold them, and would give
-# up something else for it.
+# The same wafer with every strategy of the space. The wafer was made for the one that is circled. A few would be
+# faster, if their memory fitted; another wafer could hold them, and would give up something else for it.
 
 # %%
 others = wj.sweep(

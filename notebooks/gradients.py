@@ -239,10 +239,10 @@ for point, slope in zip(slow, slopes, strict=True):
 # %% [markdown]
 # ## Zero, and misleading
 #
-# **Whole things.** Stacks stand side by side on two edges of the die: half a stack needs as much of an edge as a whole
-# one, `ceil(stacks / 2)`. The hard margin is a flight of stairs with slope 0 on every step. The smooth one has a slope,
-# at the price of lying half a stair high at each whole number. So descent follows it, and whole stacks are checked with
-# the hard model afterwards.
+# **Whole things.** Stacks stand side by side on one edge of the die: half a stack needs as much of it as a whole one.
+# The hard margin is a flight of stairs with slope 0 on every step. The smooth one has a slope just beside whole
+# numbers, where it lies above the stairs; at them the two are close. So descent feels the next step, and whole stacks
+# are checked with the hard model afterwards.
 
 # %%
 stacks = np.linspace(0.6, 7.4, 256)

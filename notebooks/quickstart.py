@@ -163,7 +163,7 @@ rate, peak = rows["tokens_per_second"] / KILO, rows["memory"] / GIGA
 fits = peak <= capacity
 best = int(np.argmax(np.where(fits, rate, 0.0)))
 chosen = found.point(rows["index"][best]).strategy
-print(f"fastest of the {fits.sum():,} that fit: {rate[best]:,.1f} thousand tokens/s")
+print(f"fastest of the {fits.sum():,} whose memory fits: {rate[best]:,.1f} thousand tokens/s")
 default = wj.Strategy()
 for name in chosen.__dataclass_fields__:
     if getattr(chosen, name) != getattr(default, name):
@@ -181,7 +181,7 @@ axis.text(0.98, 0.94, "more than the DRAM of a die", transform=axis.transAxes, h
 axis.set(xscale="log", xlabel="largest stage (GB per die)", ylabel="thousand tokens/s", xlim=(20, 1.1 * peak.max()))
 axis.set_xticks([20, 50, 100, 200, 500, 1000], ["20", "50", "100", "200", "500", "1000"])
 axis.legend(title="dies per\ntensor group", loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=2)
-_ = axis.set_title(f"{len(rate):,} strategies; circled: the fastest that fits")
+_ = axis.set_title(f"{len(rate):,} strategies; circled: the fastest whose memory fits")
 # %% [markdown]
 # ## The wafer and the strategy together
 #
