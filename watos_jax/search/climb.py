@@ -1,8 +1,9 @@
-"""Local search over the lattice for one wafer that serves several cases, each with its own best strategy.
+"""Local search over the lattice for one wafer that serves one case or several, each with its own best strategy.
 
 A case is a model on a budget (`candidates`); all cases share die grid, memory edges and lattice point, and may differ
 in model, technology and limits. From a point, all lattice points around are tried with the strategies of the point,
-then all strategies of the grid on the best of them, until neither helps: a local optimum, found by the hard model.
+then, unless strategies are fixed, all strategies of the grid on the best of them, until neither helps: a local optimum,
+found by the hard model.
 
 What is made large is the weighted power mean of the cases' rates `r_i = scale_i / value_i`,
 
@@ -12,14 +13,14 @@ It grows with every rate, so the best strategy of each case can be chosen apart 
 Inequalities, 1934, chapter 2).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from watos_jax.batch import map_chunks
+from watos_jax.batch import map_chunks, placed
 from watos_jax.estimate import ROUNDING, Estimate, estimate
 from watos_jax.hardware import Budget, Knobs, Wafer
 from watos_jax.search import lattice
@@ -34,8 +35,6 @@ CLIMBED: Final = 3
 """Starting points from which local search goes on, the best of all that are given after one move."""
 PLACES: Final = 4
 """Die grids, besides that of a design, on which searches that follow it start."""
-AT_ONCE: Final = 1024
-"""Points on one device: a step has some thousands."""
 
 Place = tuple[float, ...]
 """(rows, columns of dies, horizontal, vertical edges with memory)."""
@@ -94,6 +93,10 @@ class Climber:
         scales: numerator of each case's rate; 1 where None.
         weights: of each case in the mean; 1 where None.
         power: of the mean.
+        improved: called with every point that fits and is better than all before.
+
+    Attributes:
+        evaluations: estimates made so far.
     """
 
     def __init__(
@@ -103,12 +106,14 @@ class Climber:
         scales: Sequence[float] | None = None,
         weights: Sequence[float] | None = None,
         power: float = 0.0,
+        improved: Callable[[Standing], None] | None = None,
     ):
-        self.cases, self.power = cases, power
+        self.cases, self.power, self.improved = cases, power, improved
         self.budget = cases[0].shared.budget
         self.scales = np.ones(len(cases)) if scales is None else np.array(scales, float)
         self.weights = np.ones(len(cases)) if weights is None else np.array(weights, float)
-        self.evaluations = 0
+        self.evaluations, self._most = 0, 0.0
+        self._shared = [placed(case.shared) for case in cases]
         self._rows = [_rows_of_places(case) for case in cases]
 
     def best(self, starts: Iterable[tuple[Place, Int[np.ndarray, " knobs"]]]) -> Standing | None:
@@ -122,22 +127,48 @@ class Climber:
         moved = sorted((self.step(self.choose(*start)) for start in legal), key=lambda one: one.rank)
         return min((self.climb(start) for start in moved[:CLIMBED]), key=lambda one: one.rank, default=None)
 
-    def climb(self, start: Standing) -> Standing:
-        """Step until nothing better is around."""
-        while (found := self.step(start)) is not start:
+    def climb(self, start: Standing, *, fixed: bool = False) -> Standing:
+        """Step until nothing better is around.
+
+        Args:
+            start: where to begin.
+            fixed: whether its strategies stay.
+        """
+        while (found := self.step(start, fixed=fixed)) is not start:
             start = found
         return start
 
-    def step(self, start: Standing) -> Standing:
-        """The best lattice point around with its strategies, then the best strategies there; the start if none is."""
-        around = self.around(start)
-        values, excess = zip(
-            *(self._scores(i, self.points(start, i, around)) for i in range(len(self.cases))), strict=True
-        )
-        mean = power_mean(self.scales[:, None] / np.array(values), self.weights, self.power)
-        best = np.lexsort((-mean, np.maximum(np.max(excess, axis=0) - ROUNDING, 0.0)))[0]
-        found = self.choose(start.place, around[best])
+    def step(self, start: Standing, *, fixed: bool = False) -> Standing:
+        """The best lattice point around with its strategies, then the best strategies there; the start if none is.
+
+        Args:
+            start: where to begin.
+            fixed: whether its strategies stay.
+        """
+        (found,) = self.among([(start.place, start.rows, self.around(start))])
+        found = found if fixed else self.choose(found.place, found.knobs)
         return found if found.rank < start.rank else start
+
+    def among(self, sets: Sequence[tuple[Place, tuple[int, ...], Int[np.ndarray, "_ knobs"]]]) -> list[Standing]:
+        """Of each of several sets of lattice points the best.
+
+        Args:
+            sets: place, strategy of every case, and lattice points.
+        """
+        sizes = [len(index) for _, _, index in sets]
+        index = np.concatenate([index for _, _, index in sets])
+        rows = np.repeat([rows for _, rows, _ in sets], sizes, axis=0)
+        scores = [self.scores(case, self._points(case, own, index)) for case, own in enumerate(rows.T)]
+        rates = self.scales[:, None] / np.array([value for value, _ in scores])
+        means = power_mean(rates, self.weights, self.power)
+        excess = np.max([over for _, over in scores], axis=0)
+        found = []
+        for (place, own, _), end, size in zip(sets, np.cumsum(sizes), sizes, strict=True):
+            best = end - size + _best_first(-means[end - size : end], excess[end - size : end])[0]
+            rate = tuple(rates[:, best].tolist())
+            found.append(Standing(place, index[best], own, rate, float(means[best]), float(excess[best])))
+        self._note(min(found, key=lambda one: one.rank))
+        return found
 
     def choose(self, place: Place, index: Int[np.ndarray, " knobs"]) -> Standing:
         """The best strategy of every case at one lattice point.
@@ -146,24 +177,24 @@ class Climber:
             place: die grid and memory edges.
             index: the lattice point.
         """
-        knobs = lattice.values_at(self.budget, index)
         rows, values, excess = [], [], []
-        for number, case in enumerate(self.cases):
-            own = self.rows(number, place)
-            points = take(case.every, own)._replace(knobs=np.repeat(knobs[None], len(own), axis=0))
-            value, over = self._scores(number, points)
-            best = np.lexsort((value, np.maximum(over - ROUNDING, 0.0)))[0]
+        for case in range(len(self.cases)):
+            own = self.rows(case, place)
+            value, over = self.scores(case, self._points(case, own, np.repeat(index[None], len(own), axis=0)))
+            best = _best_first(value, over)[0]
             rows.append(int(own[best]))
             values.append(value[best])
             excess.append(over[best])
         rates = self.scales / np.array(values)
         mean = float(power_mean(rates, self.weights, self.power))
-        return Standing(place, index, tuple(rows), tuple(rates.tolist()), mean, float(max(excess)))
+        found = Standing(place, index, tuple(rows), tuple(rates.tolist()), mean, float(max(excess)))
+        self._note(found)
+        return found
 
     def around(self, standing: Standing) -> lattice.Points:
         """Lattice points within one step in every knob, or a few in one or two."""
-        near = lattice.inside(self.budget, lattice.box(standing.knobs))
-        return lattice.inside(self.budget, np.concatenate([near, lattice.moves(self.budget, standing.knobs)]))
+        center = standing.knobs
+        return lattice.inside(self.budget, np.concatenate([lattice.box(center), lattice.moves(self.budget, center)]))
 
     def points(self, standing: Standing, case: int, index: lattice.Points) -> Point:
         """The strategy of one case at many lattice points.
@@ -173,8 +204,7 @@ class Climber:
             case: number of the case.
             index: lattice points.
         """
-        repeated = take(self.cases[case].every, np.full(len(index), standing.rows[case]))
-        return repeated._replace(knobs=lattice.values_at(self.budget, index))
+        return self._points(case, np.full(len(index), standing.rows[case]), index)
 
     def rows(self, case: int, place: Place) -> Int[np.ndarray, " rows"]:
         """Rows of the strategies of one case on a die grid, among its candidates.
@@ -204,10 +234,24 @@ class Climber:
         strategy = jax.tree.map(float, candidate.strategy)
         return wafer, strategy, estimate(wafer, shared.model, strategy, layout=layout)
 
-    def _scores(self, case: int, points: Point) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, case: int, points: Point) -> tuple[np.ndarray, np.ndarray]:
+        """Objective of one case at each point, and log(use / allowance) of its worst limit.
+
+        Args:
+            case: number of the case.
+            points: candidates with their knobs.
+        """
         self.evaluations += len(points.knobs)
-        result = map_chunks(score, self.cases[case].shared, points, chunk=AT_ONCE, chunks_per_call=1)
+        result = map_chunks(score, self._shared[case], points)
         return result.value, result.excess
+
+    def _points(self, case: int, rows: np.ndarray, index: lattice.Points) -> Point:
+        return take(self.cases[case].every, rows)._replace(knobs=lattice.values_at(self.budget, index))
+
+    def _note(self, standing: Standing) -> None:
+        if self.improved is not None and standing.excess <= ROUNDING and standing.value > self._most:
+            self._most = standing.value
+            self.improved(standing)
 
 
 def place_of(point: Point, row: int = 0) -> Place:
@@ -233,3 +277,8 @@ def _rows_of_places(case: Candidates) -> dict[Place, np.ndarray]:
     starts = np.flatnonzero(np.diff(case.group, prepend=-1))
     ends = np.append(starts[1:], len(case.group))
     return {place_of(case.every, int(start)): np.arange(start, end) for start, end in zip(starts, ends, strict=True)}
+
+
+def _best_first(values: np.ndarray, excess: np.ndarray) -> np.ndarray:
+    # rows by rank
+    return np.lexsort((values, np.maximum(excess - ROUNDING, 0.0)))

@@ -29,12 +29,13 @@ from watos_jax.search import lattice
 from watos_jax.search import refine as refinement
 from watos_jax.search.candidates import OPTIONS, Candidates, Infeasible, candidates, take
 from watos_jax.search.certificate import Certificate, certify
+from watos_jax.search.climb import Climber, Standing
 from watos_jax.search.descend import Point
 from watos_jax.search.design import Design, least_change
 from watos_jax.search.local import Local
 from watos_jax.search.objective import STEP_TIME, Objective
 from watos_jax.search.relaxed import Relaxed, relaxed_optimum
-from watos_jax.search.rounding import Rounding
+from watos_jax.search.rounding import Descended, descended, rounded
 from watos_jax.search.space import Options
 from watos_jax.strategy import Strategy
 
@@ -118,23 +119,24 @@ class _Search:
         self.phases: dict[str, float] = {}
         self.improved = improved
         self.candidates: Candidates
-        self.rounding: Rounding
+        self.climber: Climber
 
     def run(self, gap: float, time_limit: float | None, refine: bool, start: Design | None) -> Design:
         self._timed("enumerate", self._enumerate)
         every = self.candidates.every
         provable = time_limit is not None and _is_provable(self.budget, self.objective)
         begun = self._timed("start", lambda: self._near(start)) if start is not None and provable else None
-        kept, relaxed, values = begun or self._all()
-        best = self._timed("round", lambda: self.rounding.best(every, kept, relaxed, values))
-        if begun and not self._fits(best):
-            kept, relaxed, values = self._all()
-            best = self._timed("round", lambda: self.rounding.best(every, kept, relaxed, values))
+        relaxed = begun or self._all()
+        found = self._timed("round", lambda: rounded(self.climber, relaxed))
+        if begun and found.excess > ROUNDING:
+            relaxed = self._all()
+            found = self._timed("round", lambda: rounded(self.climber, relaxed))
+        best = self._point(found)
         proven = None
-        if time_limit is not None and provable and self._fits(best):
+        if time_limit is not None and provable and found.excess <= ROUNDING:
             left = max(time_limit - (time.perf_counter() - self.started), 0.0)
             best, proven = self._timed("prove", lambda: self._prove(every, best, gap, left))
-        places = _best_of_each_place(kept._replace(knobs=relaxed), values)
+        places = _best_of_each_place(take(every, relaxed.rows)._replace(knobs=relaxed.knobs), relaxed.values)
         design = self._timed("report", lambda: self._design(best, proven, places))
         if time_limit is None or not refine:
             return design
@@ -151,14 +153,24 @@ class _Search:
 
     def _enumerate(self) -> None:
         self.candidates = candidates(self.model, self.budget, options=self.options, objective=self.objective)
-        self.rounding = Rounding(self.candidates.shared, self.improved)
+        self.climber = Climber([self.candidates], improved=self._found)
 
-    def _all(self) -> tuple[Point, np.ndarray, np.ndarray]:
-        # the most promising candidates with relaxed knobs and their values
-        kept = self._timed("guess", self._guess)
-        return kept, *self._timed("descend", lambda: self.rounding.descend(kept))
+    def _point(self, found: Standing) -> Point:
+        return self.climber.points(found, 0, found.knobs[None])
 
-    def _near(self, start: Design) -> tuple[Point, np.ndarray, np.ndarray] | None:
+    def _found(self, better: Standing) -> None:
+        self._tell(self._point(better), 1.0 / better.rates[0])
+
+    def _tell(self, better: Point, value: float) -> None:
+        if self.improved is not None:
+            self.improved(better, value, self.climber.evaluations)
+
+    def _all(self) -> Descended:
+        # the most promising candidates
+        rows, knobs = self._timed("guess", self._guess)
+        return self._timed("descend", lambda: descended(self.climber, rows, knobs))
+
+    def _near(self, start: Design) -> Descended | None:
         # the same of the start's candidate alone; None where the budget has none like it
         grid = int(start.wafer.die_rows), int(start.wafer.die_cols)
         every = self.candidates.every.candidate
@@ -168,15 +180,12 @@ class _Search:
         if not len(row):
             return None
         best = relaxed_optimum(self._relaxed(start.strategy, grid, start.sides), start.knobs)
-        return take(self.candidates.every, row), lattice.to_array(best.knobs)[None], np.array([best.value])
+        return Descended(row, lattice.to_array(best.knobs)[None], np.array([best.value]))
 
     def _relaxed(self, strategy: Strategy, grid: tuple[int, int], sides: tuple[int, int]) -> Relaxed:
         return Relaxed(self.budget, self.model, strategy, grid, sides, self.objective)
 
-    def _fits(self, point: Point) -> bool:
-        return bool(self.rounding.scores(point)[1][0] <= ROUNDING)
-
-    def _guess(self) -> Point:
+    def _guess(self) -> tuple[np.ndarray, np.ndarray]:
         points, group, guesses = self.candidates.every, self.candidates.group, self.candidates.guesses
         order = np.argsort(self._merit(points), kind="stable")
         by_group = order[np.argsort(group[order], kind="stable")]
@@ -185,13 +194,13 @@ class _Search:
         promising = by_group[rank < SHARE]
         rows = np.concatenate([np.full(len(guesses[group[row]]), row) for row in promising])
         knobs = np.concatenate([guesses[group[row]] for row in promising])
-        tried = take(points, rows)._replace(knobs=knobs)
-        best = np.argsort(self._merit(tried), kind="stable")
+        best = np.argsort(self._merit(take(points, rows)._replace(knobs=knobs)), kind="stable")
         _, first = np.unique(rows[best], return_index=True)
-        return take(tried, best[np.sort(first)[:KEPT]])
+        kept = best[np.sort(first)[:KEPT]]
+        return rows[kept], knobs[kept]
 
     def _merit(self, points: Point) -> np.ndarray:
-        values, excess = self.rounding.scores(points)
+        values, excess = self.climber.scores(0, points)
         return np.log(values) + OFF_LIMITS * np.maximum(excess - ROUNDING, 0.0) ** 2
 
     def _prove(self, every: Point, best: Point, gap: float, time_limit: float) -> tuple[Point, Certificate]:
@@ -200,9 +209,10 @@ class _Search:
 
         problem = Local(self.candidates.shared)
         found, better = certify(problem, every, best, gap=gap, time_limit=time_limit, progress=report)
-        self.rounding.evaluations += found.evaluations
+        self.climber.evaluations += found.evaluations
         if better is not best:
-            self.rounding.note(better, float(self.rounding.scores(better)[0][0]))
+            # in single precision it may not look better
+            self._tell(better, float(self.climber.scores(0, better)[0][0]))
         return better, found
 
     def _share(self, every: Point, best: Point, gap: float, time_limit: float) -> refinement.Refined:
@@ -232,7 +242,7 @@ class _Search:
             objective=self.objective,
             value=value,
             relaxed_value=min(relaxed_optimum(place, knobs).value, value),
-            evaluations=self.rounding.evaluations,
+            evaluations=self.climber.evaluations,
             candidates=len(self.candidates),
             lattice_points=float(np.prod(lattice.counts(self.budget).astype(float))),
             wall_time=time.perf_counter() - self.started,

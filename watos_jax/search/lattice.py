@@ -14,6 +14,7 @@ from watos_jax.hardware import Budget, Knobs, Wafer
 NAMES: Final = tuple(Knobs.__dataclass_fields__)
 """Knobs in the order of the arrays."""
 _CORES: Final = (NAMES.index("core_rows"), NAMES.index("core_cols"))
+_BOX: Final = np.array(list(product((-1, 0, 1), repeat=len(NAMES))))
 KnobArray = Float[np.ndarray, "*batch knobs"]
 Index = Int[np.ndarray, "*batch knobs"]
 Center = Int[np.ndarray, " knobs"]
@@ -58,7 +59,7 @@ def ends(budget: Budget, index: Center) -> dict[str, str]:
 
 def box(center: Center) -> Points:
     """All points within one step in every knob, shape (3**knobs, knobs)."""
-    return center + np.array(list(product((-1, 0, 1), repeat=len(NAMES))))
+    return center + _BOX
 
 
 def moves(budget: Budget, center: Center) -> Points:
@@ -73,26 +74,27 @@ def moves(budget: Budget, center: Center) -> Points:
     Returns:
         Points of the lattice, the center among them.
     """
-    sizes = counts(budget)
-    found = [center]
-    for knob, size in enumerate(sizes):
+    found = [center[None]]
+    for knob, size in enumerate(counts(budget)):
         line = np.repeat(center[None], size, axis=0)
         line[:, knob] = np.arange(size)
-        found.extend(line)
+        found.append(line)
     rest = [knob for knob in range(len(NAMES)) if knob not in _CORES]
     groups = [*combinations(range(len(NAMES)), 2), *((*_CORES, knob) for knob in rest)]
     steps = {size: np.array([one for one in product(range(-4, 5), repeat=size) if 0 not in one]) for size in (2, 3)}
     for group in groups:
         block = np.repeat(center[None], len(steps[len(group)]), axis=0)
         block[:, group] += steps[len(group)]
-        found.extend(block)
-    return inside(budget, np.array(found))
+        found.append(block)
+    return inside(budget, np.concatenate(found))
 
 
 def inside(budget: Budget, index: Points) -> Int[np.ndarray, "kept knobs"]:
-    """The points that lie on the lattice, each once."""
-    valid = ((index >= 0) & (index < counts(budget))).all(axis=-1)
-    return np.unique(index[valid], axis=0)
+    """The points that lie on the lattice, each once, in order."""
+    valid = index[((index >= 0) & (index < counts(budget))).all(axis=-1)]
+    # several times as fast as np.unique of rows
+    ordered = valid[np.lexsort(valid.T[::-1])]
+    return ordered[np.diff(ordered, axis=0, prepend=-1).any(axis=1)]
 
 
 def first_guesses(budget: Budget, die_rows: int, die_cols: int, sides: tuple[int, int]) -> KnobArray:

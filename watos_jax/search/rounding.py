@@ -1,20 +1,20 @@
 """From relaxed designs to the best lattice point around them.
 
-The hard model on every lattice point around the best relaxed designs, then moves along one, two or three knobs until
-none improves. All strategies of the grid are tried on the hardware that results, and the best is descended and rounded
+The hard model on every lattice point around the best relaxed designs, then local search (`climb`) along one, two or
+three knobs. All strategies of the grid are tried on the hardware that results, and the best is descended and rounded
 again, until neither hardware nor strategy changes.
 """
 
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from watos_jax.batch import map_chunks
-from watos_jax.estimate import ROUNDING
 from watos_jax.search import lattice
 from watos_jax.search.candidates import take
-from watos_jax.search.descend import ROUNDS, STEPS, Point, Shared, descend, score
+from watos_jax.search.climb import Climber, Standing, place_of
+from watos_jax.search.descend import ROUNDS, STEPS, descend
 
 DESCENDED_AT_ONCE: Final = 128
 """Designs that are descended at once on one device; two devices share them evenly."""
@@ -24,111 +24,69 @@ REFINED: Final = 6
 """Rounded designs from which local search starts."""
 
 
-class Rounding:
-    """The hard model and descent for one search: it counts what it evaluates, and tells what is better.
+class Descended(NamedTuple):
+    """Relaxed designs.
 
-    Args:
-        shared: budget, model, objective, layouts.
-        improved: called with every better design, as a row of points, its objective, and the estimates made so far.
+    Attributes:
+        rows: of the candidates, shape (designs,).
+        knobs: of each, shape (designs, knobs).
+        values: their relaxed objectives; infinite where they do not fit.
     """
 
-    def __init__(self, shared: Shared, improved: Callable[[Point, float, int], None] | None = None):
-        self.shared, self.budget, self.improved = shared, shared.budget, improved
-        self.value, self.evaluations = np.inf, 0
-
-    def scores(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
-        """Objective of each point, and log(use / allowance) of its worst limit."""
-        self.evaluations += len(points.knobs)
-        result = map_chunks(score, self.shared, points)
-        return result.value, result.excess
-
-    def descend(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
-        """Relaxed knobs reached from each point, and their objective; infinite where they do not fit."""
-        self.evaluations += len(points.knobs) * ROUNDS * STEPS
-        knobs, result = map_chunks(descend, self.shared, points, chunk=DESCENDED_AT_ONCE, chunks_per_call=1)
-        return knobs, np.where(result.excess < 0.01, result.value, np.inf)
-
-    def best(self, every: Point, points: Point, relaxed: np.ndarray, values: np.ndarray) -> Point:
-        """The best lattice point that is found, one row; it need not fit where none is found that does.
-
-        Args:
-            every: all candidates.
-            points: those that were descended.
-            relaxed: their relaxed knobs, shape (points, knobs).
-            values: their relaxed objectives, shape (points,).
-        """
-        order = np.argsort(values, kind="stable")[:ROUNDED]
-        starts = self._around(points, order, relaxed[order])[:REFINED]
-        found = min((self._refine(points, start) for start in starts), key=lambda one: one.rank)
-        chosen = take(points, np.array([found.owner]))
-        while True:
-            # the best strategy for the hardware, the best hardware for the strategy, until neither changes
-            same = [np.asarray(every.candidate[i]) == chosen.candidate[i] for i in range(4)]
-            rivals = take(every, np.flatnonzero(np.all(same, axis=0)))
-            rival = min(self._best_of_each(rivals, *_everywhere(len(rivals.knobs), found.point)), key=lambda r: r.rank)
-            if rival.rank >= found.rank:
-                return chosen._replace(knobs=lattice.values_at(self.budget, found.point)[None])
-            chosen = take(rivals, np.array([rival.owner]))
-            knobs, _ = self.descend(self._starts(chosen, lattice.values_at(self.budget, rival.point)))
-            starts = [rival._replace(owner=0), *self._around(chosen, np.zeros(len(knobs), int), knobs)]
-            found = min((self._refine(chosen, start) for start in starts), key=lambda one: one.rank)
-
-    def note(self, point: Point, value: float) -> None:
-        """Tell of a better design."""
-        # in single precision the proof's better design may not look better
-        self.value = min(self.value, value)
-        if self.improved is not None:
-            self.improved(point, value, self.evaluations)
-
-    def _starts(self, chosen: Point, knobs: np.ndarray) -> Point:
-        # one candidate from its knobs, and from all first guesses of its grid
-        grid = [int(np.asarray(chosen.candidate[i])[0]) for i in range(4)]
-        guesses = lattice.first_guesses(self.budget, grid[0], grid[1], (grid[2], grid[3]))
-        knobs = np.concatenate([knobs[None], guesses])
-        return take(chosen, np.zeros(len(knobs), int))._replace(knobs=knobs)
-
-    def _around(self, points: Point, rows: np.ndarray, relaxed: np.ndarray) -> list["_Found"]:
-        # of each relaxed design the best lattice point within one step
-        boxes = [lattice.inside(self.budget, lattice.box(lattice.nearest(self.budget, knobs))) for knobs in relaxed]
-        owners = np.concatenate([np.full(len(box), row) for row, box in zip(rows, boxes, strict=True)])
-        return self._best_of_each(points, owners, np.concatenate(boxes))
-
-    def _refine(self, points: Point, found: "_Found") -> "_Found":
-        # move to the best lattice point around until there is no better one
-        while True:
-            around = np.concatenate(
-                [lattice.inside(self.budget, lattice.box(found.point)), lattice.moves(self.budget, found.point)]
-            )
-            there = self._best_of_each(points, np.full(len(around), found.owner), around)[0]
-            if there.rank >= found.rank:
-                return found
-            found = there
-
-    def _best_of_each(self, points: Point, owners: np.ndarray, indices: np.ndarray) -> list["_Found"]:
-        # of each candidate the best feasible lattice point, or the one that exceeds its limits least; best first
-        knobs = lattice.values_at(self.budget, indices)
-        values, excess = self.scores(take(points, owners)._replace(knobs=knobs))
-        order = np.lexsort((values, np.maximum(excess - ROUNDING, 0.0)))
-        _, first = np.unique(owners[order], return_index=True)
-        best = order[np.sort(first)]
-        if excess[best[0]] <= ROUNDING and values[best[0]] < self.value:
-            row = best[:1]
-            self.note(take(points, owners[row])._replace(knobs=knobs[row]), float(values[row[0]]))
-        return [_Found(int(owners[row]), indices[row], float(values[row]), float(excess[row])) for row in best]
+    rows: Int[np.ndarray, " designs"]
+    knobs: Float[np.ndarray, "designs knobs"]
+    values: Float[np.ndarray, " designs"]
 
 
-class _Found(NamedTuple):
-    # a lattice point of one candidate: its row, the point, its objective, log(use / allowance) of its worst limit
-    owner: int
-    point: np.ndarray
-    value: float
-    excess: float
+def descended(
+    climber: Climber, rows: Int[np.ndarray, " designs"], knobs: Float[np.ndarray, "designs knobs"]
+) -> Descended:
+    """Descend from several designs.
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        # what fits comes before what does not, then the better value
-        return max(self.excess - ROUNDING, 0.0), self.value
+    Args:
+        climber: of one case; it counts what is evaluated.
+        rows: of the case's candidates.
+        knobs: where each starts.
+    """
+    table = climber.cases[0]
+    climber.evaluations += len(rows) * ROUNDS * STEPS
+    points = take(table.every, rows)._replace(knobs=knobs)
+    found, result = map_chunks(descend, table.shared, points, chunk=DESCENDED_AT_ONCE, chunks_per_call=1)
+    return Descended(rows, found, np.where(result.excess < 0.01, result.value, np.inf))
 
 
-def _everywhere(count: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(count), np.repeat(index[None], count, axis=0)
+def rounded(climber: Climber, designs: Descended) -> Standing:
+    """The best lattice point that is found; it need not fit where none is found that does.
+
+    Args:
+        climber: of one case.
+        designs: relaxed designs of it.
+    """
+    best = np.argsort(designs.values, kind="stable")[:ROUNDED]
+    found = _refined(climber, _around(climber, designs.rows[best], designs.knobs[best])[:REFINED])
+    while True:
+        # the best strategy for the hardware, the best hardware for the strategy, until neither changes
+        rival = climber.choose(found.place, found.knobs)
+        if rival.rank >= found.rank:
+            return found
+        again = _descended_again(climber, rival)
+        found = _refined(climber, [rival, *_around(climber, again.rows, again.knobs)[:1]])
+
+
+def _descended_again(climber: Climber, standing: Standing) -> Descended:
+    # from its knobs, and from all first guesses of its grid
+    table, (row,) = climber.cases[0], standing.rows
+    starts = [lattice.values_at(climber.budget, standing.knobs)[None], table.guesses[table.group[row]]]
+    return descended(climber, np.full(sum(map(len, starts)), row), np.concatenate(starts))
+
+
+def _around(climber: Climber, rows: np.ndarray, relaxed: np.ndarray) -> list[Standing]:
+    # of each relaxed design the best lattice point within one step; best first
+    every, budget = climber.cases[0].every, climber.budget
+    boxes = [lattice.inside(budget, lattice.box(lattice.nearest(budget, knobs))) for knobs in relaxed]
+    sets = [(place_of(every, row), (row,), box) for row, box in zip(rows.tolist(), boxes, strict=True)]
+    return sorted(climber.among(sets), key=lambda one: one.rank)
+
+
+def _refined(climber: Climber, starts: list[Standing]) -> Standing:
+    return min((climber.climb(start, fixed=True) for start in starts), key=lambda one: one.rank)
