@@ -1,7 +1,7 @@
 """Enumeration, descent, rounding: against brute force on small spaces."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import equinox as eqx
 import jax
@@ -115,7 +115,16 @@ def test_codesign_equals_an_exhaustive_scan_of_a_small_lattice(seed, name, watts
 
 
 def test_the_answer_is_a_lattice_point_that_fits():
-    design = codesign(MODEL, small_budget(0), options=OPTIONS, time_limit=3600.0)
+    values, counts = [], []
+
+    def improved(point, value, evaluations):
+        values.append(value)
+        counts.append(evaluations)
+
+    design = codesign(MODEL, small_budget(0), options=OPTIONS, time_limit=3600.0, improved=improved)
+    assert all(after < before for before, after in pairwise(values))
+    assert values[-1] == pytest.approx(design.value, rel=1e-5)
+    assert counts == sorted(counts) and counts[-1] <= design.evaluations
     budget = small_budget(0)
     index = (lattice.to_array(design.knobs) - lattice.to_array(budget.low)) / lattice.to_array(budget.step)
     np.testing.assert_allclose(index, np.rint(index), atol=1e-6)
