@@ -11,7 +11,7 @@ from sweep_space import TABLE
 import watos_jax as wj
 from watos_jax import sweeps
 from watos_jax.estimate import ROUNDING
-from watos_jax.sweeps import points, reduce, run
+from watos_jax.sweeps import kernel, merge, points, run
 
 SPACE, KEEP = sweeps.declare(TABLE)
 
@@ -156,14 +156,14 @@ def test_random_points_are_points_of_the_space():
 
 
 def test_out_of_memory_halves_the_chunk_and_says_so(whole, monkeypatch):
-    compiled = run._compiled()
+    compiled = kernel.compiled()
 
     def limited(kernel, *rest):
         if kernel.hardware * kernel.strategies > 64:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
         return compiled(kernel, *rest)
 
-    monkeypatch.setattr(run, "_compiled", lambda: limited)
+    monkeypatch.setattr(run, "compiled", lambda: limited)
     said = []
     result = sweeps.sweep(SPACE, KEEP, chunk=256, notice=said.append)
     assert [text.split(":")[0] for text in said] == [
@@ -191,8 +191,7 @@ def test_a_front_that_outgrows_its_places_is_repeated(whole, monkeypatch):
 def test_front_of_random_points_with_ties():
     random = np.random.default_rng(0)
     goals = random.integers(0, 6, (300, 3)).astype(float)
-    rows = {"index": np.arange(300)}
-    assert sorted(reduce.front_rows(rows, goals, np.zeros(300, int))) == undominated(goals)
+    assert sorted(merge.undominated(np.arange(300), goals, np.zeros(300, int))) == undominated(goals)
 
 
 def test_progress_ends_at_the_end(whole):
@@ -212,8 +211,8 @@ def test_tuning_returns_a_chunk_that_was_tried(monkeypatch):
 def test_no_compilation_for_other_values_of_the_axes():
     keep = replace(KEEP, rows="none")
     sweeps.sweep(SPACE, keep, chunk=32)
-    before = run._compiled()._cache_size()
+    before = kernel.compiled()._cache_size()
     for low in (1.0e9, 1.1e9, 1.2e9):
         axes = SPACE.axes | {"die.core.clock": np.linspace(low, 2e9, 7)}
         sweeps.sweep(replace(SPACE, axes=axes), keep, chunk=32)
-    assert run._compiled()._cache_size() == before
+    assert kernel.compiled()._cache_size() == before

@@ -9,7 +9,8 @@ from sweep_space import TABLE
 
 import watos_jax as wj
 from watos_jax import sweeps
-from watos_jax.sweeps.points import decode, unit_of
+from watos_jax.sweeps.columns import unit_of
+from watos_jax.sweeps.digits import decode
 
 SPACE, KEEP = sweeps.declare(TABLE)
 

@@ -149,7 +149,7 @@ def test_the_command_says_where_nothing_fits(tmp_path, capsys):
     file.write_text(sweep_space.TEXT.replace("[0.5, 2]", "[40, 60]"))  # stacks beside one die
     assert main(["sweep", str(file), "--chunk", "64"]) == 0
     count = len(sweeps.build(*sweeps.read(file)))
-    assert capsys.readouterr().out.startswith(f"0 of {count} designs of ")
+    assert capsys.readouterr().out.startswith(f"0 of {count:,} designs of ")
 
 
 # what is refused
@@ -190,13 +190,13 @@ def test_a_disk_that_refuses(tmp_path, monkeypatch, number, sentence):
             raise OSError(number, os.strerror(number))
         fsync(file)
 
-    monkeypatch.setattr(store.os, "fsync", refusing)
+    monkeypatch.setattr(os, "fsync", refusing)
     with pytest.raises(sweeps.StoreError, match=sentence):
         sweeps.sweep(SPACE, KEEP, out=tmp_path / "out", chunk=64)
     finished = len(list((tmp_path / "out" / "parts").glob("*.parquet")))
     assert 0 < finished < 18
     assert not list((tmp_path / "out").rglob("*.tmp"))
-    monkeypatch.setattr(store.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     seen = []
     sweeps.sweep(SPACE, KEEP, out=tmp_path / "out", chunk=64, progress=seen.append)
     assert seen[0].done > 0 and seen[-1].done == seen[-1].total

@@ -13,7 +13,7 @@ from watos_jax.cli.values import one_line, whole
 from watos_jax.report.text import stacked, table
 from watos_jax.sweeps import Progress, Sweep, build, read
 from watos_jax.sweeps import sweep as run
-from watos_jax.sweeps.points import Rows
+from watos_jax.sweeps.columns import Rows
 
 SHOWN: Final = 5
 """Designs of a table."""

@@ -6,9 +6,10 @@ from typing import Final
 
 import numpy as np
 
+from watos_jax.sweeps.columns import Rows, expanded
+from watos_jax.sweeps.merge import best, front, joined
 from watos_jax.sweeps.metrics import METRICS
-from watos_jax.sweeps.points import Cell, Plan, Point, Rows, expanded
-from watos_jax.sweeps.reduce import best_rows, front_rows
+from watos_jax.sweeps.points import Cell, Plan, Point
 from watos_jax.sweeps.run import Outcome
 
 MERGED: Final = 4096
@@ -89,7 +90,7 @@ class Answers:
             self._rows.append((outcome.part.number, outcome.rows))
         for held, merge in ((self._top, self._best), (self._front, self._undominated)):
             if sum(len(rows["index"]) for rows in held) > MERGED and len(held) > 1:
-                held[:] = [merge(_joined(held))]
+                held[:] = [merge(joined(held))]
 
     def finish(self, path: Path | None = None) -> Sweep:
         """The answers of the parts taken in.
@@ -100,10 +101,10 @@ class Answers:
         rows = [rows for _, rows in sorted(self._rows, key=lambda pair: pair[0])]
         return Sweep(
             self.plan,
-            self._shown(self._best(_joined(self._top))),
-            self._shown(self._undominated(_joined(self._front))),
+            self._shown(self._best(joined(self._top))),
+            self._shown(self._undominated(joined(self._front))),
             self._bins(),
-            self._shown(_joined(rows)) if rows else {},
+            self._shown(joined(rows)) if rows else {},
             self.feasible,
             self.evaluated,
             path,
@@ -115,13 +116,12 @@ class Answers:
 
     def _best(self, rows: Rows) -> Rows:
         keep = self.plan.keep
-        return _taken(rows, best_rows(rows, _goals(keep.by, rows), keep.top, rows["group"]))
+        return best(rows, keep.by, keep.top, rows["group"])
 
     def _undominated(self, rows: Rows) -> Rows:
         if not self.plan.keep.pareto:
             return rows
-        goals = np.stack([_goals(name, rows) for name in self.plan.keep.pareto], axis=1)
-        return _taken(rows, front_rows(rows, goals, rows["group"]))
+        return front(rows, self.plan.keep.pareto, rows["group"])
 
     def _shown(self, rows: Rows) -> Rows:
         shown = {column.name: rows[column.name] for column in self.plan.columns if column.name in rows}
@@ -143,15 +143,3 @@ class Answers:
             "high": np.tile(edges[1:], count),
             "count": self._histogram.ravel(),
         }
-
-
-def _goals(name: str, rows: Rows) -> np.ndarray:
-    return rows[name].astype(np.float64) * (-1.0 if METRICS[name].larger_is_better else 1.0)
-
-
-def _joined(parts: list[Rows]) -> Rows:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _taken(rows: Rows, where: np.ndarray) -> Rows:
-    return {name: values[where] for name, values in rows.items()}

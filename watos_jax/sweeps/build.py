@@ -14,8 +14,10 @@ from watos_jax.network.geometry import Geometry
 from watos_jax.network.layout import fits, layout_of, padded
 from watos_jax.search.space import Options, StrategySpace, strategies
 from watos_jax.strategy import Strategy, violation
-from watos_jax.sweeps.plan import Keep, Space, leaf_names, replaced, sample_count
+from watos_jax.sweeps.axes import GRID, leaf_names, replaced
+from watos_jax.sweeps.keep import GROUPS, Keep
 from watos_jax.sweeps.points import Cell, Plan
+from watos_jax.sweeps.space import Space, sample_count
 
 
 def build(space: Space, keep: Keep | None = None) -> Plan:
@@ -31,11 +33,8 @@ def build(space: Space, keep: Keep | None = None) -> Plan:
     keep = keep or Keep()
     model_axes = [name for name in space.axes if name.startswith("model.")]
     for name in keep.per:
-        if name not in ("wafer", "technology", "model", "die_rows", "die_cols", *model_axes):
-            raise ValueError(
-                f"keep.per is {name!r}: it must be one of wafer, technology, model, die_rows, die_cols or an axis of "
-                "the model"
-            )
+        if name not in (*GROUPS, *model_axes):
+            raise ValueError(f"keep.per is {name!r}: it must be one of {', '.join(GROUPS)} or an axis of the model")
     builder = _Builder(space)
     for wafer, technology in product(space.wafers, space.technologies or ("",)):
         builder.add(wafer, technology, model_axes)
@@ -75,7 +74,7 @@ class _Builder:
         samples = sample_count(wafer, record)
         names = leaf_names(record)
         leaves = [np.broadcast_to(np.asarray(leaf, np.float64), samples) for leaf in jax.tree.leaves(record)]
-        knobs = [name for name in axes if name not in ("die_rows", "die_cols") and name not in model_axes]
+        knobs = [name for name in axes if name not in GRID and name not in model_axes]
         sizes = (samples, *(len(axes[name]) for name in knobs))
         hardware = int(np.prod(sizes, dtype=object)) if self.space.samples is None else self.space.samples
         own = (np.ravel(record.die_rows)[:1], np.ravel(record.die_cols)[:1])

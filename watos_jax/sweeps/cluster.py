@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from watos_jax.sweeps.build import build
-from watos_jax.sweeps.plan import Keep, Space
+from watos_jax.sweeps.description import description
+from watos_jax.sweeps.files import StoreError
+from watos_jax.sweeps.keep import Keep
 from watos_jax.sweeps.points import Plan
 from watos_jax.sweeps.run import Outcome, outcomes
-from watos_jax.sweeps.store import Store, StoreError
+from watos_jax.sweeps.space import Space
+from watos_jax.sweeps.store import Store
 
 PARTS_PER_TASK: Final = 4
 """Parts that one task computes, so that one is written while the next is computed."""
@@ -111,7 +114,7 @@ class _Key:
     # a space is told apart by its description: its records hold arrays, which cannot be hashed
 
     def __init__(self, space: Space, keep: Keep):
-        self.space, self.keep, self.text = space, keep, repr(space.description(keep))
+        self.space, self.keep, self.text = space, keep, repr(description(space, keep))
 
     def __hash__(self) -> int:
         return hash(self.text)

@@ -9,7 +9,8 @@ from typing import Any
 from watos_jax.search.space import Options
 from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, TENSOR_COLLECTIVES, Strategy
 from watos_jax.sweeps.checks import as_table, check_keys, is_number
-from watos_jax.sweeps.plan import Histogram, Keep, Space
+from watos_jax.sweeps.keep import Histogram, Keep
+from watos_jax.sweeps.space import Space
 
 
 def read(path: str | Path) -> tuple[Space, Keep]:

@@ -13,9 +13,10 @@ import jax
 from watos_jax.sweeps.answers import Answers, Sweep
 from watos_jax.sweeps.build import build
 from watos_jax.sweeps.declare import read
-from watos_jax.sweeps.plan import Keep, Space
+from watos_jax.sweeps.keep import Keep
 from watos_jax.sweeps.points import Plan
 from watos_jax.sweeps.run import CHUNKS, Outcome, outcomes, tune
+from watos_jax.sweeps.space import Space
 from watos_jax.sweeps.store import Store
 
 TUNED_FROM = 500_000_000

@@ -43,6 +43,11 @@ class Metric(NamedTuple):
     of: Callable[[Wafer, Estimate], Scalar]
     is_code: bool = False
 
+    @property
+    def sign(self) -> float:
+        """What makes of the value a goal, of which less is better."""
+        return -1.0 if self.larger_is_better else 1.0
+
 
 def _margin(wafer: Wafer, result: Estimate) -> Scalar:
     return jnp.min(jnp.stack(list(result.margins.values())))

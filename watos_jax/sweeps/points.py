@@ -1,4 +1,4 @@
-"""From a number to a design: how the points of a space are counted and decoded, on the host and on the device.
+"""From a number to a design: how the points of a space are counted, cut into parts, and shown as rows.
 
 A cell is one wafer, technology, model and die grid: what decides which strategies there are. Its points are counted
 with the strategy fastest, then the axes in their order, the first slowest. A part is a run of hardware points of one
@@ -8,7 +8,6 @@ cell with all their strategies: what is computed, written and repeated as a whol
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -18,8 +17,13 @@ from watos_jax.hardware import Wafer
 from watos_jax.model import Transformer
 from watos_jax.search.space import StrategySpace
 from watos_jax.strategy import RECOMPUTE_LEVELS, SCHEDULES, TENSOR_COLLECTIVES, Layout, Strategy
+from watos_jax.sweeps.axes import GRID, leaf_names
+from watos_jax.sweeps.columns import Column, Rows, unit_of
+from watos_jax.sweeps.description import description, digest
+from watos_jax.sweeps.digits import decode
+from watos_jax.sweeps.keep import Keep
 from watos_jax.sweeps.metrics import MARGINS, METRICS
-from watos_jax.sweeps.plan import Keep, Space, digest, leaf_names
+from watos_jax.sweeps.space import Space
 
 ANSWER_POINTS: Final = 2**22
 """Points of a part where only answers are kept."""
@@ -92,24 +96,6 @@ class Point(NamedTuple):
     layout: Layout
 
 
-class Column(NamedTuple):
-    """One column of rows.
-
-    Attributes:
-        name: of the column.
-        unit: SI unit; "1" for a count or ratio; empty for a name.
-        values: what codes stand for, where the column is stored as codes.
-    """
-
-    name: str
-    unit: str
-    values: np.ndarray | None = None
-
-
-Rows = dict[str, np.ndarray]
-"""Columns of equal length; a column with `Column.values` holds codes until it is expanded."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """A space with its cells, tables and parts, ready to run.
@@ -139,7 +125,7 @@ class Plan:
     @cached_property
     def description(self) -> dict[str, Any]:
         """Space, kept answers and version as plain data."""
-        return self.space.description(self.keep)
+        return description(self.space, self.keep)
 
     @cached_property
     def digest(self) -> str:
@@ -154,7 +140,7 @@ class Plan:
     @property
     def axes(self) -> tuple[str, ...]:
         """Axes of the wafer that do not change the die grid."""
-        return tuple(n for n in self.space.axes if n not in ("die_rows", "die_cols") and not n.startswith("model."))
+        return tuple(n for n in self.space.axes if n not in GRID and not n.startswith("model."))
 
     @property
     def model_axes(self) -> tuple[str, ...]:
@@ -307,73 +293,3 @@ class Plan:
             values = metrics[name]
             found[name] = values.astype(np.int32) if METRICS[name].is_code else values
         return found
-
-
-def expanded(columns: tuple[Column, ...], rows: Rows) -> Rows:
-    """Rows with codes replaced by what they stand for."""
-    known = {column.name: column.values for column in columns}
-    found: Rows = {}
-    for name, values in rows.items():
-        stands = known.get(name)
-        found[name] = values if stands is None else stands[values]
-    return found
-
-
-def decode(xp: ModuleType, base: Any, offset: Any, sizes: tuple[int, ...], seed: int | None = None) -> list[Any]:
-    """Digits of hardware points, slowest first, by adding an offset to the digits of the first; no large integer.
-
-    Random points hash their number, so that point i is the same in every process.
-
-    Args:
-        xp: numpy or jax.numpy; both give the same digits.
-        base: digits of the first point, int32; or halves of its number, uint32, where points are random.
-        offset: points after the first, int32, below 2**30.
-        sizes: number of values of each digit.
-        seed: of random points; all points in their order where None.
-    """
-    if seed is not None:
-        low = base[0] + offset.astype(xp.uint32)
-        high = base[1] + (low < base[0]).astype(xp.uint32)
-        seed = _hash(xp, xp.asarray(seed, xp.uint32) + xp.zeros_like(low), 0)
-        key = _hash(xp, low ^ _hash(xp, high ^ seed, 1), 2)
-        return [
-            (_hash(xp, key, 3 + number) % xp.asarray(size, xp.uint32)).astype(xp.int32)
-            for number, size in enumerate(sizes)
-        ]
-    digits, carry = [], offset
-    for number in reversed(range(len(sizes))):
-        total = base[number] + carry
-        carry = total // sizes[number]
-        digits.append(total - carry * sizes[number])
-    return digits[::-1]
-
-
-def _hash(xp: ModuleType, value: Any, salt: int) -> Any:
-    # the finaliser of MurmurHash3 on 32 bits, salted
-    constant = [xp.asarray(c & 0xFFFFFFFF, xp.uint32) for c in (0x9E3779B9 * (salt + 1), 0x85EBCA6B, 0xC2B2AE35)]
-    with np.errstate(over="ignore"):
-        value = value + constant[0]
-        value = (value ^ (value >> xp.asarray(16, xp.uint32))) * constant[1]
-        value = (value ^ (value >> xp.asarray(13, xp.uint32))) * constant[2]
-        return value ^ (value >> xp.asarray(16, xp.uint32))
-
-
-def unit_of(name: str) -> str:
-    """SI unit of a quantity of a record, from the words that its name ends in."""
-    leaf = name.rsplit(".", 1)[-1]
-    if name.startswith("model."):
-        return "1"
-    units = {
-        "clock": "Hz", "bandwidth": "B/s", "latency": "s", "_time": "s", "_bytes": "B", "per_clock": "B",
-        "_length": "m", "_depth": "m", "width": "m", "height": "m", "gap": "m", "_area": "m2",
-        "shoreline_density": "B/s/m", "power_density": "W/m2", "power_density_limit": "W/m2", "power_limit": "W",
-    }  # fmt: skip
-    if name in ("d2d.energy", "technology.sram_energy", "technology.dram_energy"):
-        return "J/B"
-    if leaf == "flop_energy":
-        return "J"
-    if name == "d2d.phy_area":
-        return "m2 s/B"
-    if leaf == "sram_area":
-        return "m2/B"
-    return next((unit for end, unit in units.items() if leaf.endswith(end)), "1")

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from watos_jax.sweeps.keep import Keep
 from watos_jax.sweeps.metrics import METRICS
-from watos_jax.sweeps.plan import Keep
 
 
 class Tile(NamedTuple):
@@ -126,8 +126,7 @@ def update(keep: Keep, state: State, tile: Tile, number: Int[Array, ""]) -> Stat
 
 
 def _goals(names: Sequence[str], tile: Tile) -> Float[Array, "points goals"]:
-    signs = [-1.0 if METRICS[name].larger_is_better else 1.0 for name in names]
-    goals = [sign * tile.metrics[name] for sign, name in zip(signs, names, strict=True)]
+    goals = [METRICS[name].sign * tile.metrics[name] for name in names]
     return jnp.where(tile.feasible[:, None], jnp.stack(goals, axis=-1), jnp.inf)
 
 
@@ -171,39 +170,3 @@ def _front(front: Kept, overflow: Array, tile: Tile, goals: Float[Array, "points
     alive = tile.feasible & ~dominated(front.goals)
     front, overflow, _ = jax.lax.while_loop(unfinished, enter, (front, overflow, alive))
     return front, overflow
-
-
-def best_rows(rows: dict[str, np.ndarray], goal: np.ndarray, top: int, groups: np.ndarray) -> np.ndarray:
-    """Places of the best rows of each group: groups in order, best first, the first of equals first.
-
-    Args:
-        rows: with the column `index`.
-        goal: smaller is better, shape (rows,).
-        top: how many of each group.
-        groups: number of the group of each row.
-    """
-    order = np.lexsort((rows["index"], goal, groups))
-    ranked = groups[order]
-    rank = np.arange(len(order)) - np.searchsorted(ranked, ranked)
-    return order[rank < top]
-
-
-def front_rows(rows: dict[str, np.ndarray], goals: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Places of the rows that no row of their group dominates: groups in order, by the first goal.
-
-    Args:
-        rows: with the column `index`.
-        goals: smaller is better, shape (rows, goals).
-        groups: number of the group of each row.
-    """
-    kept = []
-    for group in np.unique(groups):
-        mine = np.flatnonzero(groups == group)
-        columns = [rows["index"][mine], *goals[mine].T[::-1]]
-        mine = mine[np.lexsort(columns)]
-        front = np.zeros((0, goals.shape[1]))
-        for row in mine:  # in rising order of the first goal, so that later rows never dominate earlier ones
-            if not (front <= goals[row]).all(axis=1).any():
-                front = np.concatenate([front, goals[row][None]])
-                kept.append(row)
-    return np.array(kept, dtype=int)

@@ -1,4 +1,4 @@
-"""The device side of a sweep: parts of a plan, tile by tile, on every local device.
+"""Parts of a plan on every local device: in what tiles, how far ahead, and what is done when a tile does not fit.
 
 A tile is some hardware points times some strategies. Where a hardware point has many strategies a tile has one of
 them, so that all arithmetic on hardware alone is scalar. Tiles of one shape share one compilation; wafers of another
@@ -12,22 +12,18 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
-from watos_jax.estimate import estimate
-from watos_jax.strategy import Layout, Strategy
-from watos_jax.sweeps import reduce
-from watos_jax.sweeps.metrics import METRICS, fits
-from watos_jax.sweeps.plan import Keep
-from watos_jax.sweeps.points import Cell, Part, Plan, Rows, decode
-from watos_jax.xla import compiler_options
+from watos_jax.sweeps import merge, reduce
+from watos_jax.sweeps.columns import Rows
+from watos_jax.sweeps.kernel import Job, Kernel, compiled
+from watos_jax.sweeps.metrics import fits
+from watos_jax.sweeps.points import Cell, Part, Plan
 
 CHUNKS: Final = {"cpu": 4096, "gpu": 32768, "tpu": 32768}
 """Points of a tile before tuning. On a CPU each of the many loops of a tile has a fixed cost, which 4096 points make
@@ -148,32 +144,6 @@ def tile_shape(plan: Plan, cell: Cell, chunk: int) -> tuple[int, int]:
     return max(1, min(chunk // few, most)), few
 
 
-class _Kernel(NamedTuple):
-    # everything static: one compilation each
-    keep: Keep
-    fidelity: Any
-    hardware: int
-    strategies: int
-    tiles: int
-    devices: int
-    front: int
-    structure: Any
-    positions: tuple[int, ...]
-    sizes: tuple[int, ...]
-    seed: int | None
-
-
-class _Job(NamedTuple):
-    # one part, the same for every device
-    base: Any
-    count: Any
-    num_strategies: Any
-    first_strategy: Any
-    first_layout: Any
-    template: Any
-    model: Any
-
-
 class _Runner:
     # tables on the devices, the present shape of a tile, and what is done when it does not fit
 
@@ -212,13 +182,13 @@ class _Runner:
         # whatever the process is set to
         return jax.enable_x64(self.plan.space.precision == 64)
 
-    def _kernel(self, cell: Cell) -> _Kernel:
+    def _kernel(self, cell: Cell) -> Kernel:
         plan = self.plan
         shape = tile_shape(plan, cell, self.shape.chunk)
         template = next(iter(plan.space.wafers.values()))
         structure = jax.tree.structure(replace(template, packing=cell.packing))
         keep = plan.keep
-        return _Kernel(
+        return Kernel(
             replace(keep, per=(), rows="none" if keep.rows == "none" else "all"),  # the host does the rest
             plan.space.fidelity,
             *shape,
@@ -261,7 +231,7 @@ class _Runner:
         share = -(-tiles // self.devices)
         first = np.minimum(np.arange(self.devices) * share, tiles).astype(np.int32)
         stop = np.minimum(first + share, tiles).astype(np.int32)
-        job = _Job(
+        job = Job(
             self.plan.base(cell, part.first),
             np.int32(part.size),
             np.int32(cell.strategies),
@@ -271,7 +241,7 @@ class _Runner:
             np.int32(cell.model_row),
         )
         with self._precision():
-            return _compiled()(kernel, self.shared, job, first, stop)
+            return compiled()(kernel, self.shared, job, first, stop)
 
     def collect(self, part: Part, launched: Any, shape: Shape) -> Outcome:
         """Wait for a part, and repeat it where memory or the front's places ran out meanwhile."""
@@ -295,12 +265,10 @@ class _Runner:
     def _outcome(self, part: Part, state: reduce.State, shape: Shape) -> Outcome:
         cell, keep = self.plan.cells[part.cell], self.plan.keep
         best, front = (self._kept(part, kept) for kept in (state.best, state.front))
-        goal = np.concatenate([_goals(keep.by, best), np.zeros(0)])
-        best = _taken(best, reduce.best_rows(best, goal, keep.top, np.zeros(len(goal), int)))
+        best = merge.best(best, keep.by, keep.top)
         if keep.pareto:
-            goals = np.stack([_goals(name, front) for name in keep.pareto], axis=1)
-            chosen = reduce.front_rows(front, goals, np.zeros(len(goals), int))
-            front = _taken(front, chosen[np.argsort(front["index"][chosen])])
+            front = merge.front(front, keep.pareto)
+            front = merge.taken(front, np.argsort(front["index"]))
         return Outcome(
             part,
             part.size * cell.strategies,
@@ -336,84 +304,3 @@ class _Runner:
             number = number[fits(metrics["margin"])]
             metrics = {name: values[number] for name, values in metrics.items()}
         return self.plan.rows(part, number // cell.strategies, number % cell.strategies, metrics)
-
-
-def _goals(name: str, rows: Rows) -> np.ndarray:
-    return rows[name].astype(np.float64) * (-1.0 if METRICS[name].larger_is_better else 1.0)
-
-
-def _taken(rows: Rows, where: np.ndarray) -> Rows:
-    return {name: values[where] for name, values in rows.items()}
-
-
-@cache
-def _compiled() -> Any:
-    # options depend on the device, which must not be asked for when this module is imported
-    return jax.jit(_evaluate_part, static_argnums=0, compiler_options=compiler_options())
-
-
-def _evaluate_part(kernel: _Kernel, shared: Any, job: _Job, first: Array, stop: Array) -> reduce.State:
-    """Work through the tiles `first` to `stop` of each device; every leaf of the result has an axis of devices."""
-    across_devices = PartitionSpec("device")
-    mesh = Mesh(np.array(jax.local_devices()[: kernel.devices]), ("device",))
-
-    def on_device(shared: Any, job: _Job, first: Array, stop: Array) -> reduce.State:
-        wafers = shared[0]
-        points = kernel.hardware * kernel.strategies
-        state = reduce.start(kernel.keep, kernel.front, kernel.tiles, points, wafers.dtype)
-
-        def step(number: Array, state: reduce.State) -> reduce.State:
-            return reduce.update(kernel.keep, state, _tile(kernel, shared, job, number), number - first[0])
-
-        done = jax.lax.fori_loop(first[0], stop[0], step, state)
-        return jax.tree.map(lambda leaf: leaf[None], done)
-
-    return jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(), across_devices, across_devices),
-        out_specs=across_devices,
-        check_vma=False,
-    )(shared, job, first, stop)
-
-
-def _tile(kernel: _Kernel, shared: Any, job: _Job, number: Array) -> reduce.Tile:
-    wafers, models, strategies, layouts, values, geometry = shared
-    along = -(-job.num_strategies // kernel.strategies)
-    hardware = number // along * kernel.hardware + jnp.arange(kernel.hardware, dtype=jnp.int32)
-    block = number % along * kernel.strategies
-    strategy = block + jnp.arange(kernel.strategies, dtype=jnp.int32)
-    model = jax.tree.map(lambda leaf: leaf[job.model], models)
-
-    def slab(leaf: Array) -> Array:
-        return jax.lax.dynamic_slice_in_dim(leaf, job.first_strategy + block, kernel.strategies)
-
-    chosen, places = jax.tree.map(slab, strategies), job.first_layout + slab(geometry)
-    laid = jax.tree.map(lambda leaf: leaf[places], layouts)
-
-    def design(offset: Array) -> Any:
-        digits = decode(jnp, job.base, offset, kernel.sizes, kernel.seed)
-        row = wafers[job.template + digits[0]]
-        leaves = [row[position] for position in range(row.shape[0])]
-        for position, digit, axis in zip(kernel.positions, digits[1:], values, strict=True):
-            leaves[position] = axis[digit]
-        return jax.tree.unflatten(kernel.structure, leaves)
-
-    def measured(wafer: Any, strategy: Strategy, layout: Layout) -> dict[str, Array]:
-        result = estimate(wafer, model, strategy, fidelity=kernel.fidelity, layout=layout)
-        return {name: jnp.asarray(METRICS[name].of(wafer, result)) for name in kernel.keep.metrics}
-
-    def one_hardware(offset: Array) -> dict[str, Array]:
-        wafer = design(offset)
-        if kernel.strategies == 1:
-            alone = jax.tree.map(lambda leaf: leaf[0], (chosen, laid))
-            return jax.tree.map(lambda leaf: leaf[None], measured(wafer, *alone))
-        return jax.vmap(partial(measured, wafer))(chosen, laid)
-
-    if kernel.hardware == 1:
-        metrics = one_hardware(hardware[0])
-    else:
-        metrics = jax.tree.map(jnp.ravel, jax.vmap(one_hardware)(hardware))
-    hardware, strategy = jnp.repeat(hardware, kernel.strategies), jnp.tile(strategy, kernel.hardware)
-    valid = (hardware < job.count) & (strategy < job.num_strategies)
-    return reduce.Tile(metrics, hardware, strategy, valid, valid & fits(metrics["margin"]))

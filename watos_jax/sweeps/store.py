@@ -9,12 +9,8 @@ Every file is written beside its place, flushed to the disk and renamed into pla
 The files of a part hold no time or name of a machine, so that equal sweeps are equal byte for byte.
 """
 
-import contextlib
-import errno
 import json
-import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final
@@ -22,19 +18,18 @@ from typing import IO, Any, Final
 import jax
 import numpy as np
 
+from watos_jax.sweeps import merge
 from watos_jax.sweeps.answers import Sweep
+from watos_jax.sweeps.columns import Column, Rows, expanded
+from watos_jax.sweeps.files import StoreError, explained, locked, replace_file, visible
 from watos_jax.sweeps.metrics import METRICS
-from watos_jax.sweeps.points import Column, Plan, Rows, expanded
+from watos_jax.sweeps.points import Plan
 from watos_jax.sweeps.run import Outcome
 
 FORMAT: Final = 1
 """Version of the folder's layout."""
 FLAGS: Final = ("in_top", "in_pareto")
 """Columns of a part's answers that say why a row was kept."""
-
-
-class StoreError(ValueError):
-    """The folder cannot take or give the results; nothing in it was changed."""
 
 
 class Store:
@@ -64,18 +59,18 @@ class Store:
         """
         _arrow()
         path = Path(path)
-        with _explained(path):
+        with explained(path):
             if path.exists() and not path.is_dir():
                 raise StoreError(f"out is {str(path)!r}: it is a file; it must be a folder")
             file = path / "manifest.json"
-            if not file.exists() and path.exists() and any(_visible(path)):
+            if not file.exists() and path.exists() and any(visible(path)):
                 raise StoreError(f"out is {str(path)!r}: it holds other files; it must be new, empty or of this sweep")
             path.mkdir(parents=True, exist_ok=True)
-            lock = _locked(path)
+            lock = locked(path)
             try:
                 if not file.exists():
                     text = json.dumps(_manifest(plan, chunk()), indent=2) + "\n"
-                    _replace(file, lambda sink: sink.write(text.encode()))
+                    replace_file(file, lambda sink: sink.write(text.encode()))
                 store = cls.join(path, plan)
                 for name in ("parts", "rows") if plan.keep.rows != "none" else ("parts",):
                     (path / name).mkdir(exist_ok=True)
@@ -124,9 +119,9 @@ class Store:
         name = f"{outcome.part.number:08d}.parquet"
         if outcome.rows is not None:
             self._table(self.path / "rows" / name, self.plan.columns, outcome.rows)
-        rows = {key: np.concatenate([outcome.best[key], outcome.front[key]]) for key in outcome.best}
+        rows = merge.joined([outcome.best, outcome.front])
         index, first = np.unique(rows["index"], return_index=True)
-        rows = {key: values[first] for key, values in rows.items()}
+        rows = merge.taken(rows, first)
         flags = {"in_top": outcome.best["index"], "in_pareto": outcome.front["index"]}
         rows |= {flag: np.isin(index, kept) for flag, kept in flags.items()}
         columns = (*self.plan.columns, *(Column(flag, "1") for flag in FLAGS))
@@ -159,10 +154,8 @@ class Store:
         point = columns["index"] - cell.first - part.first * cell.strategies
         hardware, strategy = (leaf.astype(np.int32) for leaf in np.divmod(point, cell.strategies))
         rows = self.plan.rows(part, hardware, strategy, metrics)
-        best, front = ({name: v[columns[flag]] for name, v in rows.items()} for flag in FLAGS)
-        goal = best[self.plan.keep.by] * (-1.0 if METRICS[self.plan.keep.by].larger_is_better else 1.0)
-        order = np.lexsort((best["index"], goal))
-        best = {name: values[order] for name, values in best.items()}
+        best, front = (merge.taken(rows, columns[flag]) for flag in FLAGS)
+        best = merge.best(best, self.plan.keep.by, len(best["index"]))
         histogram = np.array(counts["histogram"], np.int64)
         return Outcome(part, counts["evaluated"], counts["feasible"], histogram, best, front, None)
 
@@ -200,8 +193,8 @@ class Store:
         encoded = [name for name in table.column_names if name not in (*plain, "index", *FLAGS)]
         # readers skip by what they filter on; knobs take all their values in every part
         filtered = [name for name in table.column_names if name in METRICS or name == "index"]
-        with _explained(self.path):
-            _replace(
+        with explained(self.path):
+            replace_file(
                 file,
                 lambda sink: parquet.write_table(
                     table,
@@ -263,64 +256,6 @@ def _arrow() -> tuple[Any, Any]:
             "out needs pyarrow, which is not installed: pip install 'watos_jax[sweeps]', or keep only answers in memory"
         ) from None
     return pyarrow, pyarrow.parquet
-
-
-def _replace(file: Path, write: Callable[[Any], Any]) -> None:
-    # whole or not at all, and on the disk when this returns
-    temporary = file.parent / f".{file.name}.{os.getpid()}-{threading.get_ident()}.tmp"
-    try:
-        with temporary.open("wb") as sink:
-            write(sink)
-            sink.flush()
-            os.fsync(sink.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    # what the operating system refuses, as a sentence
-    try:
-        yield
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full; finished parts are kept: free space and start again to go on",
-            errno.EDQUOT: "the disk quota is used up; finished parts are kept: free space and start again to go on",
-            errno.EFBIG: "a file would be larger than this user may write; finished parts are kept",
-            errno.EACCES: "it cannot be written to; it must be a folder that this user may write",
-            errno.EPERM: "it cannot be written to; it must be a folder that this user may write",
-            errno.EROFS: "its file system is read-only; it must be a folder that can be written",
-            errno.ENOTDIR: "a part of the path is a file; it must be a folder",
-            errno.ENOENT: "it cannot be created there; it must be a folder that can be made",
-        }
-        known = reasons.get(error.errno or 0)
-        raise StoreError(f"out is {str(path)!r}: {known or error}") from error
-
-
-def _locked(path: Path) -> IO[str]:
-    # held until the process ends, however it ends
-    lock = (path / ".lock").open("a")
-    try:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ModuleNotFoundError:  # no such locks on this system
-        pass
-    except BlockingIOError:
-        lock.close()
-        raise StoreError(f"out is {str(path)!r}: another process is writing it; wait for it or end it") from None
-    return lock
-
-
-def _visible(path: Path) -> Iterator[Path]:
-    return (entry for entry in path.iterdir() if not entry.name.startswith("."))
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
