@@ -1,10 +1,12 @@
-"""Is the fastest wafer also a good one? Fronts, one wafer for two models, unknown technology, uncertain constants.
+"""Is the fastest wafer also a good one? Fronts, two models, unknown technology, uncertain constants, dead dies.
 
 * fronts: tokens per second against tokens per joule and per dollar, Llama 3 70B on the default budget;
 * models: one wafer for Llama 3 70B and Llama 3 8B, geometric mean;
 * technologies: the best worst case over the three sets of 7 nm constants;
 * constants: 4,096 draws of the constants inside the spread of what is published, and a tenth of that spread; the
   pool of designs grows until designs made for single draws gain less than 2 % in the mean.
+* faults: hardware and strategy for the worst of four draws of dead dies, beside the wafer designed without faults and
+  planned for the same draws.
 
 Strategies are fewer than `watos codesign` looks at (`OPTIONS`), so that all parts take minutes.
 
@@ -37,6 +39,8 @@ TECHNOLOGIES = ("demonstrated-n7", "dense-n7", "gpu-n7")
 AGAINST = ("tokens-per-joule", "tokens-per-dollar")
 SCALES = (0.1, 1.0)
 """Of the published spread."""
+DEAD = (0.02, 0.05, 0.1)
+"""Shares of dies that are dead: of 48 dies one, two and five."""
 
 
 class Problem:
@@ -48,6 +52,7 @@ class Problem:
         self.budget, self.options, self.weights = budget, OPTIONS, 7
         self.draws, self.designs, self.checked = 4096, 512, 64
         self.against, self.technologies, self.time_limit = AGAINST, TECHNOLOGIES, 60.0
+        self.dead, self.seeds = DEAD, 4
         if smoke:
             self.models = {"llama3-8b": models.LLAMA3_8B, "llama2-7b": models.LLAMA2_7B}
             side, coarse = (
@@ -59,6 +64,7 @@ class Problem:
             self.options = replace(OPTIONS, global_batch_size=32, recompute="full", max_pipeline=8)
             self.weights, self.draws, self.designs, self.checked = 2, 256, 3, 2
             self.against, self.technologies, self.time_limit = AGAINST[:1], TECHNOLOGIES[:2], 1.0
+            self.dead, self.seeds = (0.17,), 2
 
     @property
     def model(self) -> wj.Transformer:
@@ -68,11 +74,22 @@ class Problem:
 
 def place(one: Any) -> str:
     """A design in a few words."""
-    knobs = one.knobs
+    return wafer_in_words(one, one.knobs)
+
+
+def wafer_in_words(grid: Any, knobs: Any) -> str:
+    """What has rows and columns of dies, with its knobs, in a few words."""
     return (
-        f"{one.die_rows} x {one.die_cols} dies of {1e3 * knobs.die_width:g} x {1e3 * knobs.die_height:g} mm, "
+        f"{grid.die_rows:g} x {grid.die_cols:g} dies of {1e3 * knobs.die_width:g} x {1e3 * knobs.die_height:g} mm, "
         f"{knobs.core_rows:g} x {knobs.core_cols:g} cores, {knobs.sram_bytes_per_core / 2**10:g} KiB, "
         f"{knobs.dram_stacks:g} stacks, {knobs.clock / 1e9:.1f} GHz"
+    )
+
+
+def degrees(strategy: wj.Strategy | None) -> dict[str, float] | None:
+    """A strategy as numbers."""
+    return (
+        None if strategy is None else {name: float(getattr(strategy, name)) for name in strategy.__dataclass_fields__}
     )
 
 
@@ -170,11 +187,44 @@ def constants(problem: Problem) -> dict[str, Any]:
     return found
 
 
+def faults(problem: Problem) -> dict[str, Any]:
+    """The wafer for the worst of several draws of dead dies, for each share of them."""
+    found, tokens = {}, float(problem.options.global_batch_size) * float(problem.model.sequence_length)
+    for share in problem.dead:
+
+        def draws_of(wafer: wj.Wafer, share: float = share) -> list[wj.faults.Faults]:
+            return [wj.faults.draw(wafer, dies=share, seed=seed) for seed in range(problem.seeds)]
+
+        answer = wj.codesign_for_draws(
+            problem.model, problem.budget, draws_of, options=problem.options, time_limit=problem.time_limit
+        )
+        own, healthy = answer.laid, answer.healthy
+        found[f"{share:g}"] = {
+            "dead_dies": [one.num_dead_dies for one in answer.draws],
+            "design": wafer_in_words(own.wafer, own.knobs),
+            "laid": tokens / own.value,
+            "upper_bound": tokens / answer.certificate.lower_bound,
+            "gap": answer.certificate.gap,
+            "planned": tokens / answer.plan.value,
+            "strategy": degrees(answer.plan.strategy),
+            "healthy_design": wafer_in_words(healthy.wafer, healthy.knobs),
+            "healthy_dead_dies": [one.num_dead_dies for one in draws_of(healthy.wafer)],
+            "healthy_whole": tokens / healthy.value,
+            "healthy_laid": None if answer.healthy_laid is None else tokens / answer.healthy_laid.value,
+            "healthy_planned": tokens / answer.healthy_plan.value,
+            "healthy_strategy": degrees(answer.healthy_plan.strategy),
+            "evaluations": answer.evaluations,
+            "wall_time": answer.wall_time,
+        }
+    return found
+
+
 PARTS: dict[str, Callable[[Problem], dict[str, Any]]] = {
     "fronts": fronts,
     "models": models,
     "technologies": technologies,
     "constants": constants,
+    "faults": faults,
 }
 
 
@@ -240,6 +290,17 @@ def show(report: dict[str, Any]) -> None:
                 f"  {word}: fits in {one['fits']:.1%}, wins {one['wins']:.1%}, median regret where it fits {regret}, "
                 f"mean {one['mean_rate']:,.0f} tokens/s ({one['design']})"
             )
+    for share, one in report.get("faults", {}).items():
+        laid = "none" if one["healthy_laid"] is None else f"{one['healthy_laid']:,.0f}"
+        gain = f"{one['planned'] / one['healthy_planned'] - 1.0:+.1%}" if one["healthy_planned"] else "which fits none"
+        said += [
+            f"faults, {float(share):.0%} of the dies dead, worst of {len(one['dead_dies'])} draws: "
+            f"{one['planned']:,.0f} tokens/s, {gain} against the wafer designed without",
+            f"  designed for them: {one['design']}; {one['laid']:,.0f} on serpentines, no wafer above "
+            f"{one['upper_bound']:,.0f} (gap {one['gap']:.2%})",
+            f"  designed without: {one['healthy_design']}; {laid} on serpentines, "
+            f"planned {one['healthy_planned']:,.0f}, whole {one['healthy_whole']:,.0f}",
+        ]
     print("\n".join(said))
 
 

@@ -42,6 +42,8 @@ from watos_jax.search.compromise import Case as Case
 from watos_jax.search.compromise import Compromise as Compromise
 from watos_jax.search.compromise import compromise as compromise
 from watos_jax.search.design import Design as Design
+from watos_jax.search.draw_design import DrawDesign as DrawDesign
+from watos_jax.search.draw_design import codesign_for_draws as codesign_for_draws
 from watos_jax.search.draws import DrawPlan as DrawPlan
 from watos_jax.search.draws import DrawStudy as DrawStudy
 from watos_jax.search.draws import plan_for_draws as plan_for_draws

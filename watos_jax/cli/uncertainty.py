@@ -46,8 +46,8 @@ def uncertainty(
     """Say what a design is worth if the constants are off.
 
     Published constants of one process disagree. They are drawn from their spread, and a pool of designs is grown: draw
-    after draw is searched, and what gains more than --tolerance over the pool enters it, until the mean gain is within
-    --tolerance or --designs draws are searched. All designs are then estimated under --draws others: how often each
+    after draw is searched, and what is better than all of the pool enters it, until the mean gain is within --tolerance
+    or --designs draws are searched. All designs are then estimated under --draws others: how often each
     fits, how often it is the best of the pool, and what it loses where it is not. Further draws are searched to see how
     far the pool falls short.
 

@@ -5,6 +5,7 @@ serpentine that runs the other way.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Final
@@ -51,7 +52,12 @@ class Candidates:
 
 
 def candidates(
-    model: Transformer, budget: Budget, *, options: Options = OPTIONS, objective: Objective = STEP_TIME
+    model: Transformer,
+    budget: Budget,
+    *,
+    options: Options = OPTIONS,
+    objective: Objective = STEP_TIME,
+    listed: Callable[..., StrategySpace] = strategies,
 ) -> Candidates:
     """Enumerate the candidates.
 
@@ -60,6 +66,7 @@ def candidates(
         budget: the wafer to fill.
         options: what strategies may choose from.
         objective: what a search over them makes small.
+        listed: what lists the strategies of a die grid, with the arguments of `strategies`.
 
     Raises:
         Infeasible: no die grid can hold the model; the message counts the reasons.
@@ -67,7 +74,7 @@ def candidates(
     pruned: Counter[str] = Counter()
     spaces, blocks, guesses, offset = [], [], [], 0
     for rows, cols in _grids(budget):
-        space = _space(model, budget, options, rows, cols, pruned)
+        space = _space(model, budget, options, rows, cols, pruned, listed)
         if space is None:
             continue
         spaces.append(space)
@@ -105,13 +112,19 @@ def _grids(budget: Budget) -> list[tuple[int, int]]:
 
 
 def _space(
-    model: Transformer, budget: Budget, options: Options, rows: int, cols: int, pruned: Counter[str]
+    model: Transformer,
+    budget: Budget,
+    options: Options,
+    rows: int,
+    cols: int,
+    pruned: Counter[str],
+    listed: Callable[..., StrategySpace],
 ) -> StrategySpace | None:
     template = budget.wafer.system
     mesh = Tier(rows=rows, cols=cols, link=budget.wafer.d2d)
     system = System(die=template.die, tiers=(mesh,), technology=template.technology)
     try:
-        space = strategies(system, model, options, max_stages=options.max_pipeline)
+        space = listed(system, model, options, max_stages=options.max_pipeline)
     except ValueError:
         pruned["no strategy uses enough of the grid's dies"] += 1
         return None

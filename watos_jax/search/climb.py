@@ -123,7 +123,7 @@ class Climber:
             starts: places and lattice points.
         """
         distinct = {(place, tuple(index.tolist())): (place, index) for place, index in starts}
-        legal = [start for start in distinct.values() if all(start[0] in rows for rows in self._rows)]
+        legal = [start for start in distinct.values() if self.has(start[0])]
         moved = sorted((self.step(self.choose(*start)) for start in legal), key=lambda one: one.rank)
         return min((self.climb(start) for start in moved[:CLIMBED]), key=lambda one: one.rank, default=None)
 
@@ -214,6 +214,14 @@ class Climber:
             place: die grid and memory edges.
         """
         return self._rows[case][place]
+
+    def has(self, place: Place) -> bool:
+        """Whether every case has a strategy on a die grid.
+
+        Args:
+            place: die grid and memory edges.
+        """
+        return all(place in rows for rows in self._rows)
 
     def values(self, standing: Standing) -> Knobs:
         """Its knobs, as numbers."""

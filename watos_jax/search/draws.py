@@ -119,13 +119,13 @@ def plan_for_draws(
     for row in dict.fromkeys(first):
         survivors: list[Survivor] = []
         for faults in draws:
-            one = _quickest(wafer, model, _strategy(keys[row]), faults, longest)
+            one = _quickest(wafer, model, strategy_of(keys[row]), faults, longest)
             so_far = [float(each.step_time) for each in (*survivors, *([one] if one else []))]
             if one is None or statistic(so_far + [0.0] * (len(draws) - len(so_far))) >= best.value:
                 break
             survivors.append(one)
         else:
-            best = replace(best, strategy=_strategy(keys[row]), survivors=tuple(survivors))
+            best = replace(best, strategy=strategy_of(keys[row]), survivors=tuple(survivors))
     return best
 
 
@@ -133,14 +133,14 @@ def _least_times(
     wafer: Wafer, model: Transformer, faults: Faults, options: Options, longest: int, reasons: list[str]
 ) -> tuple[Keys, Float[np.ndarray, " n"]]:
     # every strategy that is legal on what is left, sorted, with its least step time over the ways of laying it
-    keys, times = [_keys(Strategy(), 0)], [np.zeros(0)]
+    keys, times = [strategy_keys(Strategy(), 0)], [np.zeros(0)]
     for network, pace in ways_left(wafer, faults):
         try:
             space = strategies(wafer, model, options, max_stages=longest, network=network)
         except NoStrategy as error:
             reasons.append(str(error))
             continue
-        keys.append(_keys(space.strategies, len(space)))
+        keys.append(strategy_keys(space.strategies, len(space)))
         times.append(feasible_step_times(slowed(wafer, pace), model, space))
     every, row = np.unique(np.concatenate(keys), return_inverse=True)
     least = np.full(len(every), np.inf)
@@ -148,16 +148,28 @@ def _least_times(
     return every, least
 
 
-def _keys(strategies: Strategy, count: int) -> Keys:
+def strategy_keys(strategies: Strategy, count: int) -> Keys:
+    """Strategies as keys that can be sorted and compared.
+
+    Args:
+        strategies: record of arrays or numbers.
+        count: how many.
+    """
     # numbers of a strategy are whole, so that single precision holds them exactly
     columns = [np.broadcast_to(np.asarray(leaf, np.float32), count) for leaf in jax.tree.leaves(strategies)]
     rows = np.ascontiguousarray(np.stack(columns, axis=1))
     return rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel()
 
 
-def _strategy(key: np.void) -> Strategy:
-    numbers = np.frombuffer(key.tobytes(), np.float32).astype(float)
-    return jax.tree.unflatten(jax.tree.structure(Strategy()), numbers.tolist())
+def stacked_strategies(keys: Keys) -> Strategy:
+    """Strategies from their keys: a record of arrays."""
+    columns = np.frombuffer(keys.tobytes(), np.float32).astype(float).reshape(len(keys), -1).T
+    return jax.tree.unflatten(jax.tree.structure(Strategy()), list(columns))
+
+
+def strategy_of(key: np.void) -> Strategy:
+    """One strategy from its key."""
+    return jax.tree.map(lambda leaf: float(leaf[0]), stacked_strategies(np.array([key])))
 
 
 def _quickest(wafer: Wafer, model: Transformer, strategy: Strategy, faults: Faults, longest: int) -> Survivor | None:

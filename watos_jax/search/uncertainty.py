@@ -6,10 +6,10 @@ grown until it does (column generation):
 
 1. It begins with the nominal design, which co-design finds for the budget as it is, and the best of a few other die
    grids.
-2. A batch of draws is searched, each from the best designs of the pool (`redesign`). What is found enters the pool
-   where it gains more than a tolerance.
+2. A batch of draws is searched, each from the best designs of the pool (`redesign`). What is better than all of the
+   pool enters it.
 3. The mean gain of a batch, measured before its designs enter, is how far the pool fell short on draws that it was not
-   made for. Once it and its standard error are within the tolerance, or no more draws may be searched, the pool stands.
+   made for. Once it and its standard error are within a tolerance, or no more draws may be searched, the pool stands.
 4. Further draws, which neither made the pool nor ended its growth, are searched in the same way from more designs: they
    say how far it falls short. The draws by which designs are compared are again others.
 
@@ -169,7 +169,7 @@ def uncertainty(
         deviations: standard deviation of the natural logarithm of each uncertain constant, by the names of the
             budget's wafer, "technology.mac_area" for instance.
         draws: under which every design is estimated; no design is made for them.
-        tolerance: mean shortfall of the pool at which it stops to grow; a design enters it where it gains more.
+        tolerance: mean shortfall of the pool at which it stops to grow.
         designs: most draws for which a design is looked for.
         checked: further draws for which one is looked for, to measure how far the pool falls short.
         objective: what is made small per step.
@@ -207,7 +207,7 @@ def uncertainty(
         report("designs for draws", searched / designs)
         batch = range(draws + searched, draws + min(searched + BATCH, designs))
         found, gain = _searched(designer, pool, _rows(drawn, batch), STARTS[0])
-        pool = _distinct([*pool, *(one for one, more in zip(found, gain, strict=True) if (more or 0.0) > tolerance)])
+        pool = _distinct([*pool, *(one for one, more in zip(found, gain, strict=True) if (more or 0.0) > ROUNDING)])
         gains.append(_mean_and_error(gain))
         searched += len(batch)
     shortfalls: list[float | None] = []
