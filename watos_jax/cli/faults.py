@@ -64,6 +64,8 @@ def faults(
     prepare()
     if budget is not None and wafer is not None:
         raise ValueError(f"--budget is {shown(budget)}: it must not be given beside --wafer")
+    chosen = None if budget is None else budgets.NAMES[choice("--budget", budget, budgets.NAMES)]
+    machine = wafer_of(wafer) if chosen is None else chosen.wafer
     shares = {"dies": dead_dies, "links": dead_links, "harvested": harvested}
     options = {"dies": "--dead-dies", "links": "--dead-links", "harvested": "--harvested"}
     lost = {name: number(options[name], word, high=1.0) for name, word in shares.items()}
@@ -75,13 +77,12 @@ def faults(
     seconds = number("--time-limit", time_limit, high=1e6)
     record: dict[str, Any] = {"model": model, "global_batch_size": batch, "seed": first, "shares": lost}
 
-    def draws_of(machine: Wafer) -> list[Faults]:
-        return [draw(machine, **lost, left=kept, seed=first + number) for number in range(count)]
+    def draws_of(drawn_on: Wafer) -> list[Faults]:
+        return [draw(drawn_on, **lost, left=kept, seed=first + number) for number in range(count)]
 
-    if budget is not None:
+    if chosen is not None:
         if lost["harvested"]:
             raise ValueError(f"--harvested is {shown(harvested)}: it must be 0 with --budget")
-        chosen = budgets.NAMES[choice("--budget", budget, budgets.NAMES)]
         transformer = model_of(model, sequence_length)
         with progress(f"designing a wafer for {model}") as report, CompileClock() as clock:
             design = codesign_for_draws(
@@ -96,7 +97,6 @@ def faults(
         tokens = batch * float(transformer.sequence_length)
         record |= {"budget": budget} | design_record(design, tokens) | {"compile_time": clock.time}
         return _shown(record, as_json, design_view, f"{model} on a wafer of the {budget} budget")
-    machine = wafer_of(wafer)
     transformer = model_of(model, sequence_length)
     drawn = draws_of(machine)
     if not all(one.cores.any() for one in drawn):
