@@ -18,8 +18,8 @@ from watos_jax.network.contention import Network
 from watos_jax.network.geometry import Geometry, misfit
 from watos_jax.network.layout import layout_of
 from watos_jax.presets import budgets
+from watos_jax.report.design import design_view
 from watos_jax.report.records import design_record
-from watos_jax.report.tables import design_view
 from watos_jax.search import lattice
 from watos_jax.search.boxes import AXES, Grids
 from watos_jax.search.candidates import candidates

@@ -12,8 +12,8 @@ from watos_jax.cli.values import choice, model_of, number, one_line, whole
 from watos_jax.operators.fidelity import FIDELITIES
 from watos_jax.presets import budgets
 from watos_jax.presets import prices as price_lists
+from watos_jax.report.design import design_view
 from watos_jax.report.records import design_record, resolved_record
-from watos_jax.report.tables import design_view
 from watos_jax.search import codesign as search
 from watos_jax.search import resolved, shadow
 from watos_jax.search.candidates import OPTIONS

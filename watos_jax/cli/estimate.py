@@ -10,8 +10,8 @@ from watos_jax.cli.runtime import prepare, progress
 from watos_jax.cli.values import Joined, choice, hardware_of, model_of, one_line
 from watos_jax.estimate import estimate as estimate_step
 from watos_jax.operators.fidelity import FIDELITIES
+from watos_jax.report.estimate import estimate_view
 from watos_jax.report.records import estimate_record
-from watos_jax.report.tables import estimate_view
 from watos_jax.strategy import Strategy
 
 

@@ -9,8 +9,8 @@ from watos_jax.cli.options import AsJson, FewOptions, Model, Rung, SequenceLengt
 from watos_jax.cli.runtime import CompileClock, prepare, progress
 from watos_jax.cli.values import Joined, choice, hardware_of, model_of, one_line, whole
 from watos_jax.operators.fidelity import FIDELITIES
+from watos_jax.report.plan import plan_view
 from watos_jax.report.records import plan_record
-from watos_jax.report.tables import plan_view
 from watos_jax.search import plan as search
 from watos_jax.search.space import Options
 

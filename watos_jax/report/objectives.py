@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 
+from watos_jax.report.design import architecture_table
 from watos_jax.report.records import Plain, architecture_record, estimate_record, plain, strategy_names, strategy_record
-from watos_jax.report.tables import architecture_table
 from watos_jax.report.text import digits, pairs, percent, seconds, stacked, table
 from watos_jax.search.compromise import Case, Compromise
 from watos_jax.search.pareto import Front, FrontPoint

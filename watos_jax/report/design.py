@@ -1,100 +1,26 @@
-"""Results as tables in the terminal, drawn from the dictionaries of `records`: what is shown is what JSON holds."""
+"""Tables of a co-designed wafer: area, architecture, cost, prices, refinement and search."""
 
-import shlex
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any, Final
 
 from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from watos_jax.report.records import CODES
-from watos_jax.report.text import digits, pairs, percent, quantity, seconds, stacked, table
+from watos_jax.report.estimate import (
+    breakdown_table,
+    gigabytes,
+    inline,
+    margin_table,
+    memory_table,
+    strategy_table,
+    summary_table,
+)
+from watos_jax.report.text import pairs, percent, quantity, seconds, stacked, table
 from watos_jax.strategy import Strategy
-from watos_jax.units import GIGA, KIB, MM
+from watos_jax.units import KIB, MM
 
 PRICED: Final = 12
 """Constants of a budget whose shadow prices are shown, the strongest."""
-
-
-def summary_table(title: str, record: Mapping[str, Any]) -> Table:
-    """Time, throughput, utilisation and power of an estimate."""
-    rows = {
-        "step time": seconds(record["step_time"]),
-        "tokens per second": f"{record['tokens_per_second']:,.0f}",
-        "model FLOP utilisation": f"{percent(record['model_flop_utilisation'])} of the dies used",
-        "dies used": f"{record['num_dies_used']:,} of {record['num_dies']:,}",
-        "mean power": quantity(record["power"], "W"),
-        "energy per step": quantity(record["energy"], "J"),
-        "tokens per joule": "-" if record["tokens_per_joule"] is None else digits(record["tokens_per_joule"]),
-        "operator model": _operator_model(record),
-    }
-    return pairs(title, rows)
-
-
-def _operator_model(record: Mapping[str, Any]) -> str:
-    name, outside = record["fidelity"], record["outside"]
-    return f"{name}; roofline for {percent(outside)} of the time, outside its range" if outside > 0.0 else str(name)
-
-
-def breakdown_table(record: Mapping[str, Any]) -> Table:
-    """Where the time of a step goes: the slowest stage's work, the pipeline's bubble, and what follows."""
-    step = record["step_time"]
-    shown = sorted(((name, part) for name, part in record["breakdown"].items() if part), key=lambda item: -item[1])
-    rows = [(name.replace("_", " "), seconds(part), percent(part / step)) for name, part in shown]
-    drawn = table("Time of a step", ("cause", "time", "share"), rows)
-    drawn.add_section()
-    drawn.add_row("total", seconds(step), percent(sum(part for _, part in shown) / step))
-    return drawn
-
-
-def memory_table(record: Mapping[str, Any]) -> Table:
-    """Bytes per die at each stage's peak, stages of equal need in one row."""
-    parts, capacity = record["memory_parts"], record["memory_capacity"]
-    stages = zip(record["memory"], *parts.values(), strict=True)
-    rows = []
-    for cells, group in groupby(enumerate(stages), key=lambda item: [_gigabytes(value) for value in item[1]]):
-        numbers = [number for number, _ in group]
-        share = percent(record["memory"][numbers[0]] / capacity) if capacity else "-"
-        rows.append((_range(numbers), cells[0], share, *cells[1:]))
-    title = f"Memory per die, GB (capacity {_gigabytes(capacity)})"
-    return table(title, ("stage", "total", "used", *parts), rows)
-
-
-def _gigabytes(value: float | None) -> str:
-    return "-" if value is None else f"{value / GIGA:.2f}"
-
-
-def _range(numbers: Sequence[int]) -> str:
-    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-
-
-def margin_table(record: Mapping[str, Any]) -> Table:
-    """Every limit with the share of it that is used, the tightest first and marked."""
-    margins = {name: 0.0 if margin is None else margin for name, margin in record["margins"].items()}
-    binding = record["binding"]
-    ordered = sorted(margins, key=lambda name: (name != binding, margins[name]))
-    rows = []
-    for name in ordered:
-        marks = ["binding"] * (name == binding) + ["DOES NOT FIT"] * (margins[name] < 0.0)
-        style = "red" if margins[name] < 0.0 else "bold" if name == binding else ""
-        cells = (name.replace("_", " "), ", ".join(marks), percent(1.0 - margins[name]), percent(margins[name]))
-        rows.append([Text(cell, style) for cell in cells])
-    return table("Limits", ("limit", "", "used", "margin"), rows, words=2)
-
-
-def strategy_table(record: Mapping[str, Any]) -> Table:
-    """Every field of the strategy, codes by name."""
-    shown = record["strategy"] | record["strategy_names"]
-    rows = {name.replace("_", " "): _inline(value, name) for name, value in shown.items()}
-    return pairs("Strategy", rows)
-
-
-def _inline(value: Any, name: str) -> str:
-    values = value if isinstance(value, list) else [value]
-    texts = [text if name in CODES else f"{text:,}" for text in values]
-    return ", ".join(f"{text} x {len(list(run))}" if len(values) > 1 else text for text, run in groupby(texts))
 
 
 def architecture_table(record: Mapping[str, Any]) -> Table:
@@ -156,7 +82,7 @@ def refinement_table(refined: Mapping[str, Any]) -> Table:
     """The design with memory shared between stages and stages placed, and how far it may be from the best such one."""
     a, levels = refined["architecture"], refined["strategy_names"]["recompute"]
     shipped = ", ".join(
-        f"{one['sender']} to {one['helper']}: {_gigabytes(one['bytes_per_die'])}" for one in refined["shipped"]
+        f"{one['sender']} to {one['helper']}: {gigabytes(one['bytes_per_die'])}" for one in refined["shipped"]
     )
     degrees = {"tensor": "tensor_rows", "x": "tensor_cols", "pipeline": "pipeline_parallel", "data": "data_parallel"}
     degrees |= {"context": "context_parallel", "micro-batch": "micro_batch_size"}
@@ -168,7 +94,7 @@ def refinement_table(refined: Mapping[str, Any]) -> Table:
         "dies": f"{a['die_rows']} x {a['die_cols']}, {a['core_rows']} x {a['core_cols']} cores, "
         f"{a['dram_stacks']} stacks, {quantity(a['d2d_bandwidth_per_edge_per_direction'], 'B/s')} per edge",
         "strategy": ", ".join(f"{word} {refined['strategy'][name]}" for word, name in degrees.items()),
-        "recompute by stage": _inline(levels, "recompute"),
+        "recompute by stage": inline(levels, "recompute"),
         "order of rectangles": "-" if refined["order"] is None else " ".join(map(str, refined["order"])),
         "shipped, GB per die": shipped or "nothing",
     }
@@ -225,12 +151,6 @@ def prices_table(prices: Mapping[str, Any]) -> Table:
     return table("One per cent more of", ("", "changes the objective by, %"), rows)
 
 
-def estimate_view(title: str, record: Mapping[str, Any]) -> RenderableType:
-    """All tables of an estimate."""
-    parts = (breakdown_table(record), memory_table(record), margin_table(record))
-    return stacked(summary_table(title, record), *parts)
-
-
 def design_view(title: str, record: Mapping[str, Any], *, every_price: bool = False) -> RenderableType:
     """All tables of a co-designed wafer.
 
@@ -260,48 +180,3 @@ def design_view(title: str, record: Mapping[str, Any], *, every_price: bool = Fa
         search_table(record),
         *again,
     )
-
-
-def plan_view(title: str, record: Mapping[str, Any]) -> RenderableType:
-    """All tables of a search over strategies on fixed hardware."""
-    counts = {"strategies estimated": f"{record['evaluated']:,}", "of them fit": f"{record['feasible']:,}"}
-    counts |= {f"exceed {name.replace('_', ' ')}": f"{count:,}" for name, count in record["exceeded"].items()}
-    own = {
-        f"the machine itself exceeds {name.replace('_', ' ')} by": part
-        for name, part in record["hardware_exceeds"].items()
-    }
-    parts = [pairs(title, counts | {words: percent(part) for words, part in own.items()})]
-    if record["nearest"] is not None:
-        nearest = record["nearest"]
-        excess = percent(-nearest["margins"][nearest["binding"]])
-        words = f"None fits; the nearest exceeds {nearest['binding'].replace('_', ' ')} by {excess}"
-        return stacked(*parts, _ranking(words, [nearest]), margin_table(nearest))
-    parts.append(_ranking("Fastest strategies that fit", record["best"]))
-    lines = [shlex.join(record["megatron_arguments"]), *record["not_in_megatron"]]
-    return stacked(*parts, Text("The first as arguments of Megatron-LM", "bold"), *(Text(line) for line in lines))
-
-
-def _ranking(title: str, choices: Sequence[Mapping[str, Any]]) -> Table:
-    short = {
-        "tensor": "tensor_cols",
-        "pipe": "pipeline_parallel",
-        "chunks": "virtual_stages",
-        "data": "data_parallel",
-        "ctx": "context_parallel",
-        "exp": "expert_parallel",
-        "micro": "micro_batch_size",
-        "seq": "sequence_parallel",
-        "shard": "optimizer_sharding",
-        "grad": "gradient_bytes",
-        "flash": "flash_attention",
-    }
-    rows = []
-    for choice in choices:
-        strategy, names = choice["strategy"], choice["strategy_names"]
-        cells = {heading: str(strategy[name]) for heading, name in short.items()}
-        if strategy["tensor_rows"] > 1:
-            cells["tensor"] = f"{strategy['tensor_rows']}x{strategy['tensor_cols']}"
-        step, rate = seconds(choice["step_time"]), f"{choice['tokens_per_second']:,.0f}"
-        used = percent(1.0 - choice["margins"]["memory"])
-        rows.append((names["recompute"], names["schedule"], step, rate, used, *cells.values()))
-    return table(title, ("recompute", "schedule", "step", "tokens/s", "memory", *short), rows, words=2)
