@@ -18,7 +18,6 @@ from watos_jax.network.collectives import (
 from watos_jax.network.contention import Network
 from watos_jax.network.exchanges import (
     all_to_all,
-    broadcast,
     halving_doubling,
     in_steps,
     pairwise,
@@ -27,7 +26,7 @@ from watos_jax.network.exchanges import (
     rotation,
 )
 from watos_jax.network.rectangles import best_ring_all_reduce, pipelined, row_column
-from watos_jax.network.topology import Fabric, hamiltonian_cycle
+from watos_jax.network.topology import Fabric
 
 SIZES = st.integers(1, 6)
 
@@ -49,7 +48,7 @@ def test_a_group_of_one_sends_nothing(kind):
     network = Network((Fabric(kind, 1, 4), Fabric("switch", 1, 2)))
     alone = np.arange(8)[:, None]
     zeros = [[0.0, 0.0]] * 3
-    for operation in (ring_all_reduce, hierarchical_all_reduce, all_to_all, broadcast):
+    for operation in (ring_all_reduce, hierarchical_all_reduce, all_to_all):
         assert values(operation(network, alone)) == zeros
     assert values(row_column(network, alone, 1, 1)) == zeros
     assert values(bound_all_reduce(Fabric(kind, 1, 1))) == [[0.0]] * 3
@@ -222,12 +221,6 @@ def test_algorithms_in_steps_on_a_switch():
     for algorithm in (pairwise, recursive_doubling, halving_doubling):
         with pytest.raises(ValueError, match="members is 6: it must be a power of two"):
             algorithm(6)
-
-
-def test_broadcast_down_a_chain_of_neighbours():
-    network = one_tier("mesh", 4, 4)
-    operation = broadcast(network, hamiltonian_cycle(4, 4)[None])
-    assert (operation.volume[0], operation.steps[0]) == (1, 15)
 
 
 @given(kind=st.sampled_from(["mesh", "torus"]), rows=SIZES, cols=SIZES, chunks=st.integers(1, 64))

@@ -315,11 +315,3 @@ def test_derived_values_of_a_strategy():
     assert strategy.tensor_parallel == 8
     assert strategy.num_micro_batches == 16
     assert strategy.num_dies == 96
-
-
-def test_layers_with_experts_are_counted():
-    mixture = {"num_layers": 27, "num_experts": 64, "experts_per_token": 6, "moe_ffn_hidden_size": 32}
-    assert TRANSFORMER.num_moe_layers == 0
-    assert _with(TRANSFORMER, **mixture).num_moe_layers == 27
-    assert _with(TRANSFORMER, **mixture, num_dense_layers=1).num_moe_layers == 26
-    assert _with(TRANSFORMER, **mixture, moe_layer_interval=2).num_moe_layers == 13

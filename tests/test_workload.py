@@ -94,6 +94,14 @@ def active_parameters(m):
 # ---- FLOP
 
 
+def test_layers_with_experts_are_counted():
+    mixture = gpt(layers=27, num_experts=64, experts_per_token=6, moe_ffn_hidden_size=32)
+    assert layer_counts(gpt(layers=27)) == (27, 0)
+    assert layer_counts(mixture) == (0, 27)
+    assert layer_counts(replace(mixture, num_dense_layers=1)) == (1, 26)
+    assert layer_counts(replace(mixture, moe_layer_interval=2)) == (14, 13)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_training_flop_are_6_per_active_weight_and_token_plus_attention(name):
     model = models.NAMES[name]

@@ -81,9 +81,3 @@ class Transformer(eqx.Module):
     def is_latent_attention(self) -> bool:
         """Whether keys and values are compressed (multi-head latent attention); for concrete records."""
         return bool(self.kv_lora_rank > 0)
-
-    @property
-    def num_moe_layers(self) -> Leaf:
-        """Layers with experts."""
-        has_experts = self.num_experts > 0
-        return has_experts * ((self.num_layers - self.num_dense_layers) // self.moe_layer_interval)

@@ -15,6 +15,7 @@ bandwidth-optimal); Cho et al. (2019), IBM J. Res. Dev. 63(6) (one tier after th
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from watos_jax.strategy import Collective
 Groups = Int[np.ndarray, "groups members"]
 """Device numbers of concurrent groups, one group a row, in ring order where the order matters."""
 
-DIRECTIONS = ("one", "two", "best")
+Directions = Literal["one", "two", "best"]
 """Ways round a ring: all data one way, half each way, or whichever loads the worst link less."""
 
 
@@ -96,7 +97,7 @@ def half(all_reduce: Collective) -> Collective:
 
 
 def ring_all_reduce(
-    network: Network, groups: Groups, *, directions: str = "best", transport: Transport = DEFAULT_TRANSPORT
+    network: Network, groups: Groups, *, directions: Directions = "best", transport: Transport = DEFAULT_TRANSPORT
 ) -> Collective:
     """All-reduce by one logical ring per group, in the order given: reduce-scatter, then all-gather.
 
@@ -111,7 +112,7 @@ def ring_all_reduce(
     Args:
         network: the tiers; a ring that spans several is paced by its edges on the outermost.
         groups: members in ring order.
-        directions: "one", "two" or "best", see `DIRECTIONS`.
+        directions: "one", "two" or "best", see `Directions`.
         transport: how messages move.
 
     Neglects: that the longest chain and the busiest link overlap for medium messages; their times are added.
@@ -166,7 +167,7 @@ def _split(groups: Groups, unit: int) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def hierarchical_all_reduce(
-    network: Network, groups: Groups, *, directions: str = "best", transport: Transport = DEFAULT_TRANSPORT
+    network: Network, groups: Groups, *, directions: Directions = "best", transport: Transport = DEFAULT_TRANSPORT
 ) -> Collective:
     """All-reduce tier by tier: reduce-scatter inside, all-reduce of the shards across, all-gather inside.
 
@@ -177,7 +178,7 @@ def hierarchical_all_reduce(
     Args:
         network: the tiers.
         groups: members; inside a unit they are taken in the order given.
-        directions: see `DIRECTIONS`.
+        directions: see `Directions`.
         transport: how messages move.
 
     Neglects: overlap of the tiers. A group with unequal numbers of members in its units falls back to one flat

@@ -1,7 +1,7 @@
-"""Point-to-point, all-to-all, broadcast and algorithms in explicit steps, as coefficients (see `collectives`).
+"""Point-to-point, all-to-all and algorithms in explicit steps, as coefficients (see `collectives`).
 
-`bytes` is the full buffer per device for all-to-all (each member keeps 1/n and sends 1/n to every other) and
-broadcast, and the message for point-to-point. All groups and all flows of one call run at once and share links.
+`bytes` is the full buffer per device for all-to-all (each member keeps 1/n and sends 1/n to every other) and the
+message for point-to-point. All groups and all flows of one call run at once and share links.
 
 Neglects: injection overhead per message; losses inside routers under full load (a flit-level simulation of an 8 x
 8 mesh needs 1.24 times the time of the all-to-all bound); overlap of tiers, whose times are added.
@@ -31,24 +31,6 @@ def point_to_point(network: Network, source: np.ndarray, target: np.ndarray) -> 
     """
     crossed = flow_hops(network, source, target).reshape(network.num_tiers, -1)
     return collective(worst_loads(network, source, target), crossed.max(axis=1), crossed.mean(axis=1))
-
-
-def broadcast(network: Network, groups: Groups) -> Collective:
-    """Broadcast from the first member, in packets down the chain of members in the order given.
-
-    `volume = L`, the worst link load of the chain; `steps` = its hops. Bandwidth-optimal for long messages where
-    consecutive members are neighbours; scatter and all-gather (Thakur et al., 2005) take twice this volume.
-
-    Args:
-        network: the tiers.
-        groups: members in chain order.
-    """
-    if groups.shape[1] == 1:
-        return nothing(network)
-    source, target = groups[:, :-1], groups[:, 1:]
-    crossed = flow_hops(network, source, target)
-    traffic = crossed.sum(axis=(1, 2)) / groups.size
-    return collective(worst_loads(network, source, target), crossed.sum(axis=2).max(axis=1), traffic)
 
 
 def all_to_all(network: Network, groups: Groups, *, transport: Transport = DEFAULT_TRANSPORT) -> Collective:

@@ -17,6 +17,7 @@ import numpy as np
 
 from watos_jax.network.collectives import (
     DEFAULT_TRANSPORT,
+    Directions,
     Groups,
     Transport,
     collective,
@@ -66,7 +67,7 @@ def row_column(
     cols: int,
     *,
     operation: str = "all_reduce",
-    directions: str = "best",
+    directions: Directions = "best",
     transport: Transport = DEFAULT_TRANSPORT,
 ) -> Collective:
     """Collective of rectangles dimension by dimension: reduce-scatter rows, all-reduce columns, all-gather rows.
@@ -82,7 +83,7 @@ def row_column(
         rows: rows of the rectangle.
         cols: columns of the rectangle.
         operation: "all_reduce", "reduce_scatter" (rows, then columns) or "all_gather" (columns, then rows).
-        directions: see `DIRECTIONS`.
+        directions: see `Directions`.
         transport: how messages move.
 
     Reference: Jain, Sabharwal (2010), ICS.
