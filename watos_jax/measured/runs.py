@@ -167,9 +167,8 @@ def run_of(row: Mapping[str, str], line: str) -> Run:
 def _system(node: System, devices: float) -> System:
     if len(node.tiers) == 1:  # a node of one device
         return replace(node, tiers=(replace(node.tiers[0], cols=devices),))
-    size = float(node.tiers[0].cols)
-    if size > chips.GPUS_PER_NODE:  # jobs use as many GPUs of every rack, 64 of 72 where they are a power of 2
-        size = max(part for part in range(1, int(size) + 1) if devices % part == 0 or part > devices)
+    # as many of every node or rack as share the job evenly: 64 of 72 where the job has a power of 2
+    size = max(part for part in range(1, int(node.tiers[0].cols) + 1) if devices % part == 0 or part > devices)
     within, nodes = min(devices, size), -(-devices // size)
     return replace(node, tiers=(replace(node.tiers[0], cols=within), replace(node.tiers[-1], cols=nodes)))
 
