@@ -7,7 +7,8 @@ by term), not its program with efficiencies by size of the operator. Both get th
 differ by what they count. Ours is also ranked without embedding, LM head and loss, which Calculon leaves out.
 
 Measured single-node runs of many strategies (vTrain, MICRO 2024) decide between the two, if `WATOS_JAX_DATA` names a
-folder with `training/training_runs.csv`. Last, the time of
+folder with `training/training_runs.csv`: for every two runs of one model, batch and number of GPUs, whether a model
+puts first the one that was faster, by what they differ in. Last, the time of
 `watos plan megatron-22b --system dgx-a100` over all options of ours, compiled.
 
     python experiments/plan_ranking.py --out experiments/results
@@ -25,7 +26,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from harness import command
+from harness import COLOURS, command
 
 import watos_jax as wj
 from watos_jax import measured
@@ -39,6 +40,25 @@ BATCH, PLANNED = 32, 512
 TOP = 10
 SOURCE = "vTrain"
 LEVELS = ("none", "selective", "full")
+PARTS = {
+    "compute": (("fw_time", "bw_time"), ("matmul", "attention", "elementwise")),
+    "recomputation": (("recompute_time", "recomm_exposed_time"), ("recompute",)),
+    "bubble": (("bubble_time",), ("bubble",)),
+    "tensor parallel": (("tp_comm_exposed_time",), ("tensor_parallel",)),
+    "pipeline parallel": (("pp_comm_exposed_time",), ("pipeline_parallel",)),
+    "data parallel": (("dp_comm_exposed_time",), ("data_parallel",)),
+    "optimizer": (("optim_step_time",), ("optimizer",)),
+}
+"""Parts of a step as Calculon and we name them."""
+DEGREES = {
+    "tensor": "tensor_cols",
+    "pipeline": "pipeline_parallel",
+    "data": "data_parallel",
+    "micro-batch": "micro_batch_size",
+}
+"""What the measured runs of a group differ in."""
+MANY = 200
+"""Least number of pairs of runs for which the figure has a line."""
 
 
 def machine() -> wj.System:
@@ -101,15 +121,18 @@ def theirs(system: wj.System, model: wj.Transformer, strategies: wj.Strategy) ->
 
 
 def calculon_says(_: None, point: calculon.Point) -> Any:
-    """Time and memory of one run."""
-    return calculon.times(point)["total_time"], calculon.memory(point)["proc_mem_tier1_cap_req"]
+    """Time, memory and parts of the time of one run."""
+    times = calculon.times(point)
+    parts = [sum(times[name] for name in names) for names, _ in PARTS.values()]
+    return times["total_time"], calculon.memory(point)["proc_mem_tier1_cap_req"], parts
 
 
 def we_say(shared: Any, point: Any) -> Any:
-    """Time and largest memory of one strategy."""
+    """Time, largest memory and parts of the time of one strategy."""
     (system, model, layouts), (strategy, geometry) = shared, point
     answer = wj.estimate(system, model, strategy, layout=jax.tree.map(lambda leaf: leaf[geometry], layouts))
-    return answer.step_time, answer.memory.max()
+    parts = [sum(answer.breakdown[name] for name in names) for _, names in PARTS.values()]
+    return answer.step_time, answer.memory.max(), parts
 
 
 def tau(first: np.ndarray, second: np.ndarray) -> float | None:
@@ -123,13 +146,15 @@ def shared_space(smoke: bool) -> dict[str, Any]:
     space = wj.strategies(system, model, shared_options(model, smoke))
     points = (space.strategies, space.geometry.astype(np.int32))
 
-    def ours(of: wj.Transformer) -> tuple[np.ndarray, np.ndarray]:
+    def ours(of: wj.Transformer) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         return wj.batch.map_chunks(we_say, (system, of, space.layouts), points, chunk=256, chunks_per_call=1)
 
     asked = theirs(system, model, space.strategies)
-    their_time, their_memory = wj.batch.map_chunks(calculon_says, None, asked, chunk=256, chunks_per_call=1)
-    our_time, our_memory = ours(model)
-    bare_time, _ = ours(replace(model, vocab_size=1.0))
+    their_time, their_memory, their_parts = wj.batch.map_chunks(
+        calculon_says, None, asked, chunk=256, chunks_per_call=1
+    )
+    our_time, our_memory, our_parts = ours(model)
+    bare_time, _, bare_parts = ours(replace(model, vocab_size=1.0))
     capacity = float(system.die.memory.capacity)
     we_fit, they_fit = our_memory <= capacity, their_memory <= capacity
     both = we_fit & they_fit
@@ -169,6 +194,10 @@ def shared_space(smoke: bool) -> dict[str, Any]:
         "our_regret_of_their_pick": float(our_time[first[1][0]] / our_time[first[0][0]] - 1.0),
         "their_regret_of_our_pick": float(their_time[first[0][0]] / their_time[first[1][0]] - 1.0),
         "ratio_by_option": by_option,
+        "more_by_part": {
+            name: [float(np.mean((our - their) / their_time)) for our in (full, bare)]
+            for name, full, bare, their in zip(PARTS, our_parts, bare_parts, their_parts, strict=True)
+        },
         "ours": [describe(row) for row in first[0]],
         "calculon": [describe(row) for row in first[1]],
         "times": {"ours": our_time[both].tolist(), "calculon": their_time[both].tolist()},
@@ -194,7 +223,7 @@ def measured_runs() -> dict[str, Any] | None:
             for one in rows
         ),
     )
-    their_time, _ = wj.batch.map_chunks(calculon_says, None, asked, chunk=256, chunks_per_call=1)
+    their_time, *_ = wj.batch.map_chunks(calculon_says, None, asked, chunk=256, chunks_per_call=1)
     plain = [replace(one.system, efficiency=wj.Efficiency(), overlap=None) for one in rows]
     layouts = [wj.layout(system, one.strategy, max_stages=32) for system, one in zip(plain, rows, strict=True)]
     stacked = [
@@ -227,6 +256,35 @@ def measured_runs() -> dict[str, Any] | None:
         "runs": len(rows),
         "groups": sum(count >= 3 for count in counted.values()),
         "models": {name: _against(groups, times, truth) for name, times in found.items()},
+        "pairs": pairs(groups, [one.strategy for one in rows], found, truth),
+    }
+
+
+def pairs(
+    groups: Sequence[Any], strategies: Sequence[wj.Strategy], found: dict[str, np.ndarray], truth: np.ndarray
+) -> dict[str, Any]:
+    """Every two runs of one group: how many each model orders as they were measured, by what they differ in."""
+    values = np.array([[float(getattr(one, name)) for name in DEGREES.values()] for one in strategies])
+    first, second = np.triu_indices(len(truth), 1)
+    labels = np.unique([str(group) for group in groups], return_inverse=True)[1]
+    same = labels[first] == labels[second]
+    first, second = first[same], second[same]
+    differ = values[first] != values[second]
+    slower = {name: np.sign(times[first] - times[second]) for name, times in (found | {"measured": truth}).items()}
+    kinds = np.array([", ".join(np.array(list(DEGREES))[one]) for one in differ])
+    right = {name: slower[name] == slower["measured"] for name in found}
+    return {
+        "all": len(kinds),
+        "by_difference": {
+            str(kind): {"pairs": int((kinds == kind).sum())}
+            | {name: float(np.mean(right[name][kinds == kind])) for name in found}
+            for kind in np.unique(kinds)
+        },
+        "not_as_calculon": {
+            name: {"pairs": int(apart.sum()), "right": float(np.mean(right[name][apart]))}
+            for name, apart in ((name, slower[name] != slower["calculon"]) for name in found)
+            if apart.any()
+        },
     }
 
 
@@ -299,6 +357,8 @@ def show(record: dict[str, Any]) -> None:
     for name, values in s["ratio_by_option"].items():
         cells = ", ".join(f"{value}: {full:.3f} ({bare:.3f})" for value, (full, bare) in values.items())
         print(f"  ours over Calculon (without ends) by {name}: {cells}")
+    cells = ", ".join(f"{name} {full:+.1%} ({bare:+.1%})" for name, (full, bare) in s["more_by_part"].items())
+    print(f"  ours beyond Calculon (without ends), of its step: {cells}")
     if m is None:
         print("measured runs: not read (--smoke, or no training/training_runs.csv in WATOS_JAX_DATA)")
     else:
@@ -308,6 +368,12 @@ def show(record: dict[str, Any]) -> None:
                 f"  {name}: tau {one['tau']:.3f}, regret {one['regret']:.1%}, error after one common factor "
                 f"{one['error_after_one_factor']:.1%}"
             )
+        print(f"  of {m['pairs']['all']:,} pairs of runs, ordered as they were measured, by what they differ in:")
+        for kind, one in m["pairs"]["by_difference"].items():
+            shares = ", ".join(f"{name} {one[name]:.0%}" for name in m["models"])
+            print(f"    {kind} ({one['pairs']}): {shares}")
+        for name, one in m["pairs"]["not_as_calculon"].items():
+            print(f"    {name}: {one['pairs']:,} otherwise than Calculon, of these {one['right']:.0%} as measured")
     print(
         f"plan of {p['strategies']:,} strategies: {p['seconds']:.2f} s and {p['cpu_seconds']:.2f} CPU s compiled, "
         f"of it enumeration {p['of_it_enumeration']:.2f} s and {p['of_it_enumeration_cpu']:.2f} CPU s; first time "
@@ -316,33 +382,43 @@ def show(record: dict[str, Any]) -> None:
 
 
 def draw(record: dict[str, Any], plt: Any) -> Any:
-    """Both models' times of strategies that fit, and the ratio by option."""
-    s = record["shared"]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(1, 1.4))
+    """Both models' times of strategies that fit, the ratio by option, and what measured runs say."""
+    s, m = record["shared"], record["measured"]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), width_ratios=(1, 1.3, 1), layout="constrained")
     axes[0].scatter(s["times"]["calculon"], s["times"]["ours"], s=5)
     ends = [min(s["times"]["calculon"]), max(s["times"]["calculon"])]
     axes[0].plot(ends, ends, color="black", linewidth=0.6)
     axes[0].set(xlabel="Calculon's formulas, s", ylabel="ours, s")
     axes[0].set_title(f"{s['fit']['both']:,} strategies that fit, tau {s['tau_fitting']:.3f}")
     words = {"tensor_cols": "tensor", "pipeline_parallel": "pipeline", "sequence_parallel": "seq. parallel"}
-    labels, full, bare = [], [], []
+    rows = []
     for name, values in s["ratio_by_option"].items():
-        for value, (one, other) in values.items():
+        for value, ratios in values.items():
             shown = RECOMPUTE_LEVELS[int(value)] if name == "recompute" else value
-            labels.append(f"{words.get(name, name.replace('_size', '').replace('_', '-'))} {shown}")
-            full.append(one)
-            bare.append(other)
-    at = np.arange(len(labels))
-    axes[1].plot(full, at, "o", label="ours")
-    axes[1].plot(bare, at, "s", markersize=4, label="without embedding, LM head, loss")
+            rows.append((f"{words.get(name, name.replace('_size', '').replace('_', '-'))} {shown}", *ratios))
+    _dots(axes[1], rows, ("ours", "without embedding,\nLM head, loss"))
     axes[1].axvline(1.0, color="black", linewidth=0.6)
-    axes[1].set_yticks(at, labels, fontsize=7)
-    axes[1].invert_yaxis()
-    axes[1].set_xlabel("time over Calculon's, median")
-    axes[1].set_xlim(right=1.08 * max(full))
-    axes[1].legend(loc="lower right")
-    figure.tight_layout()
+    axes[1].set(xlabel="time over Calculon's, median", title="One ideal machine")
+    if m is None:
+        axes[2].set_axis_off()
+        return figure
+    names = ("ours, efficiencies fitted to these runs", "ours", "calculon")
+    kinds = {kind: one for kind, one in m["pairs"]["by_difference"].items() if one["pairs"] >= MANY}
+    rows = [(f"{kind} ({one['pairs']})", *(one[name] for name in names)) for kind, one in kinds.items()]
+    _dots(axes[2], rows, ("ours, fitted", "ours, ideal machine", "Calculon's formulas"))
+    axes[2].axvline(0.5, color="black", linewidth=0.6)
+    axes[2].set(xlim=(0.0, 1.05), xlabel="share of pairs ordered as measured", title="Pairs of runs, by what differs")
     return figure
+
+
+def _dots(axis: Any, rows: Sequence[tuple[Any, ...]], labels: Sequence[str]) -> None:
+    # a line for each row: its name, and a mark for each of its values
+    at = np.arange(len(rows))
+    for number, (label, mark) in enumerate(zip(labels, "os^", strict=False), 1):
+        axis.plot([row[number] for row in rows], at, mark, color=COLOURS[number - 1], markersize=5, label=label)
+    axis.set_yticks(at, [row[0] for row in rows], fontsize=7)
+    axis.invert_yaxis()
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(labels), fontsize=7, columnspacing=0.8)
 
 
 main = command(__doc__, answer, show, draw)
