@@ -8,8 +8,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from watos_jax.faults import Faults
+from watos_jax.report.design import architecture_table
 from watos_jax.report.records import Plain, architecture_record, plain, strategy_names, strategy_record
-from watos_jax.report.tables import architecture_table
 from watos_jax.report.text import digits, pairs, percent, seconds, stacked, table
 from watos_jax.search.draw_design import DrawDesign, Laying
 from watos_jax.search.draws import DrawPlan, DrawStudy
