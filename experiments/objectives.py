@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from harness import command
+from harness import COLOURS, command
 
 import watos_jax as wj
 
@@ -39,8 +39,8 @@ TECHNOLOGIES = ("demonstrated-n7", "dense-n7", "gpu-n7")
 AGAINST = ("tokens-per-joule", "tokens-per-dollar")
 SCALES = (0.1, 1.0)
 """Of the published spread."""
-DEAD = (0.02, 0.05, 0.1)
-"""Shares of dies that are dead: of 48 dies one, two and five."""
+DEAD = (0.02, 0.05)
+"""Shares of dies that are dead: of 48 dies one, and two."""
 
 
 class Problem:
@@ -196,7 +196,7 @@ def faults(problem: Problem) -> dict[str, Any]:
             return [wj.faults.draw(wafer, dies=share, seed=seed) for seed in range(problem.seeds)]
 
         answer = wj.codesign_for_draws(
-            problem.model, problem.budget, draws_of, options=problem.options, time_limit=problem.time_limit
+            problem.model, problem.budget, draws_of, options=problem.options, time_limit=2.0 * problem.time_limit
         )
         own, healthy = answer.laid, answer.healthy
         found[f"{share:g}"] = {
@@ -231,8 +231,11 @@ PARTS: dict[str, Callable[[Problem], dict[str, Any]]] = {
 def draw(report: dict[str, Any], plt: Any) -> Any:
     """The fronts, and who fits and wins under the draws."""
     shown = [*report.get("fronts", {}).items()], [*report.get("constants", {}).items()]
-    figure, axes = plt.subplots(1, max(1, sum(map(len, shown))), figsize=(3.6 * max(1, sum(map(len, shown))), 3.4))
-    axes = np.atleast_1d(axes)
+    panels = max(1, sum(map(len, shown)) + ("faults" in report))
+    figure, axes = plt.subplots(-(-panels // 3), min(panels, 3), figsize=(3.8 * min(panels, 3), 3.4 * -(-panels // 3)))
+    axes = np.atleast_1d(axes).ravel()
+    for axis in axes[panels:]:
+        axis.set_axis_off()
     for axis, (name, front) in zip(axes, shown[0], strict=False):
         large = np.max(front["rates"], axis=0)[1] >= 1e6
         rates = np.array(front["rates"]) / (1e3, 1e6 if large else 1.0)
@@ -244,15 +247,49 @@ def draw(report: dict[str, Any], plt: Any) -> Any:
     for axis, (scale, part) in zip(axes[len(shown[0]) :], shown[1], strict=False):
         fits, means = (np.array([one[name] for one in part["pool"]]) for name in ("fits", "mean_rate"))
         wins = np.array([one["wins"] for one in part["pool"]])
-        axis.scatter(100 * fits, means / 1e3, 4 + 2000 * wins, alpha=0.4, linewidth=0, label="a design, area by wins")
+        axis.scatter(
+            100 * fits,
+            means / 1e3,
+            4 + 2000 * wins,
+            alpha=0.4,
+            linewidth=0,
+            rasterized=True,
+            label="a design, area by wins",
+        )
         for row, mark, word in ((0, "x", "nominal"), (part["safest"], "+", "safest")):
             axis.plot(100 * fits[row], means[row] / 1e3, mark, color="black", label=word)
         axis.set_xlabel("fits in % of the draws")
         axis.set_ylabel("mean thousand tokens per second")
         axis.set_title(f"{float(scale):g} of the spread, {len(wins)} designs, short {part['shortfall'][0]:.1%}")
-        axis.legend(loc="upper left")
+        axis.legend(loc="lower right")
+    if "faults" in report:
+        _draw_faults(axes[panels - 1], report["faults"])
     figure.tight_layout()
     return figure
+
+
+def _draw_faults(axis: Any, found: dict[str, Any]) -> None:
+    bars = {
+        "designed without faults, whole": "healthy_whole",
+        "the same wafer, planned for the draws": "healthy_planned",
+        "wafer designed for the draws": "planned",
+        "no wafer above (serpentine)": "upper_bound",
+    }
+    at = np.arange(len(found))
+    for number, (label, name) in enumerate(bars.items()):
+        axis.bar(
+            at + 0.2 * (number - 1.5),
+            [one[name] / 1e3 for one in found.values()],
+            0.2,
+            color=COLOURS[number],
+            label=label,
+        )
+    axis.set_xticks(at, [f"{float(share):.0%}" for share in found])
+    axis.set_xlabel("share of the dies that are dead")
+    axis.set_ylabel("thousand tokens per second, worst draw")
+    axis.set_ylim(0.0, 1.55 * max(one["healthy_whole"] for one in found.values()) / 1e3)
+    axis.legend(loc="upper center", fontsize=7)
+    axis.set_title("wafers for dead dies")
 
 
 def show(report: dict[str, Any]) -> None:
