@@ -207,15 +207,6 @@ def test_no_legal_strategy_counts_the_reasons():
         strategies(wj.presets.wafers.WATOS_CONFIG_3, MODEL, Options(context_parallel=(64,)))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"recompute": ("some",)}, "recompute is 'some'"), ({"global_batch_size": 0}, "global_batch_size is 0")],
-)
-def test_bad_options_are_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        Options(**change)
-
-
 def test_lattice_neighbours_stay_inside_and_contain_the_center():
     budget = wj.presets.budgets.DEFAULT
     center = np.zeros(8, int)
