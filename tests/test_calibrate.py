@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from watos_jax import calibrate, measured, validate
+from watos_jax.cli import main
 from watos_jax.hardware import Efficiency
 
 ROW = {
@@ -155,8 +156,9 @@ def test_a_file_without_a_column_is_refused(tmp_path):
         measured.read(tmp_path / "bad.csv")
 
 
-def test_a_broken_row_is_counted_and_spoils_no_other(tmp_path):
+def test_a_broken_row_is_counted_and_spoils_no_other(tmp_path, capfd):
     """Too few cells, too many, half a layer, a width in another unit."""
+    jax.devices()  # a command must find JAX running: it may not change the devices of the other tests
     columns = list(ROW)
     rows = [ROW, {"source": "x"}, ROW | {"layers": "3.5"}, ROW | {"hidden": "1e300"}]
     lines = [",".join(columns), *(",".join(row.get(name, "") for name in columns) for row in rows)]
@@ -165,6 +167,8 @@ def test_a_broken_row_is_counted_and_spoils_no_other(tmp_path):
     path.write_text("\n".join(lines))
     runs, skipped = measured.read(path)
     assert len(runs) == 2
+    assert main(["calibrate", str(path), "--chip", "H200"]) == 2
+    assert f"--chip is 'H200': {path} must hold runs on it that can be modelled" in capfd.readouterr().err
     assert skipped == {"chip without a preset: blank": 2, "illegal: Transformer.num_layers": 1, "hidden blank": 1}
 
 

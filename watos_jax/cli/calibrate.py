@@ -9,7 +9,7 @@ from rich.table import Table
 
 from watos_jax.cli.options import AsJson
 from watos_jax.cli.runtime import prepare, progress
-from watos_jax.cli.values import choice, one_line
+from watos_jax.cli.values import choice, one_line, shown
 
 UNITS: Final = {"matmul_rows": "tokens", "matmul_cols": "columns", "attention_rows": "tokens"} | dict.fromkeys(
     ("launch_time", "collective_latency"), "s"
@@ -46,6 +46,9 @@ def calibrate(
     runs, skipped = measured.read(file)
     texts = [text.strip().lower() for text in source.split(",")]
     chosen = [run for run in runs if run.chip == name and any(text in run.source.lower() for text in texts)]
+    if not chosen:
+        where = f" whose source contains {shown(source)}" if source else ""
+        raise ValueError(f"--chip is {shown(chip)}: {file} must hold runs on it{where} that can be modelled")
     with jax.enable_x64(True), progress(f"fitting {name}"):
         step_time, start = execution(name)
         found = fit(chosen, start=start, step_time=step_time)

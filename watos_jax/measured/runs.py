@@ -8,7 +8,6 @@ most such rows would not fit without), a blank `zero` is a plain optimizer, and 
 are streamed to a wafer a blank `mbs` is the whole batch and a blank `vocab` that of the model's family.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from watos_jax.hardware import Overlap, Precision, System
+from watos_jax.measured.models import FLASH_SOURCES, is_of, model_of
 from watos_jax.measured.rows import Skip, needed, number, rows_of
 from watos_jax.model import Transformer
 from watos_jax.network.layout import fits
-from watos_jax.presets import chips, models
+from watos_jax.presets import chips
 from watos_jax.strategy import RECOMPUTE_LEVELS, Strategy, violation
 from watos_jax.units import GIB, GIGA
 
@@ -39,10 +39,7 @@ OTHER_BOARDS: Final = {"PCIe", "96GB"}
 FAMILY_VOCABULARIES: Final = {"GPT": "50257", "BERT": "30522"}
 """Vocabulary of models whose rows print none, by text in the `model` column: byte pairs of GPT-2 and GPT-3 (Radford et
 al., 2019; Brown et al., 2020), word pieces of BERT (Devlin et al., 2019)."""
-FLASH_SOURCES: Final = (
-    *("llm-foundry", "DGX Cloud", "Megatron-Bridge", "NeMo", "SimuMax", "InternEvo", "torchtitan", "fms-fsdp"),
-)
-"""Sources whose software never writes attention scores to memory; the others materialise them."""
+
 OVERLAP_SOURCES: Final = (
     "llm-foundry",
     "DGX Cloud",
@@ -140,9 +137,9 @@ def run_of(row: Mapping[str, str], line: str) -> Run:
     precision = _precision(row["precision"], chip)
     if chip == "CS-2":
         row = _completed(row)
-    model = _model(row)
+    model = model_of(row)
     strategy = _strategy(row, model)
-    overlap = Overlap(float(_is_of(row, OVERLAP_SOURCES)), float(_is_of(row, TENSOR_OVERLAP_SOURCES)))
+    overlap = Overlap(float(is_of(row, OVERLAP_SOURCES)), float(is_of(row, TENSOR_OVERLAP_SOURCES)))
     system = replace(_system(CHIPS[chip], needed(row, "n_chips")), overlap=overlap, precision=precision)
     reason = violation(model, strategy) or fits(system, strategy)
     if reason is not None:
@@ -204,69 +201,6 @@ def _precision(text: str, chip: str) -> Precision:
     return Precision(2.0)
 
 
-def published(name: str, num_layers: float, sequence_length: float) -> Transformer:
-    """A preset model by a text that contains its name, letters and digits alone, with other layers and length.
-
-    A mixture cut down to fewer layers keeps at most one leading dense layer.
-
-    Args:
-        name: such as `deepseekv3 proxy L4`.
-        num_layers: as run.
-        sequence_length: as run.
-
-    Raises:
-        Skip: no preset has that name.
-    """
-    text = _letters(name)
-    fitting = [key for key in models.NAMES if _letters(key) in text]
-    if not fitting:
-        raise Skip("model without a preset")
-    found = models.NAMES[max(fitting, key=len)]
-    dense = min(float(found.num_dense_layers), 1.0) if num_layers < found.num_layers else found.num_dense_layers
-    return replace(found, num_layers=num_layers, sequence_length=sequence_length, num_dense_layers=dense)
-
-
-def _letters(text: str) -> str:
-    return re.sub("[^a-z0-9]", "", text.lower())
-
-
-def _mixture(row: Mapping[str, str]) -> Transformer:
-    # width of experts and latent attention are no columns
-    found = published(row["model"], needed(row, "layers"), needed(row, "seq"))
-    columns = {"hidden": found.hidden_size, "moe_experts": found.num_experts, "moe_topk": found.experts_per_token}
-    for column, value in columns.items():
-        if number(row, column) not in (None, float(value)):
-            raise Skip(f"mixture of experts: {column} is not that of the preset")
-    return found
-
-
-def _model(row: Mapping[str, str]) -> Transformer:
-    if row.get("moe_experts") not in (None, "", "0", "0.0"):
-        return _mixture(row)
-    if "lora" in (row["model"] + row.get("notes", "")).lower():
-        raise Skip("adapters (LoRA): most weights are frozen")
-    heads = needed(row, "heads")
-    hidden = needed(row, "hidden")
-    if hidden % heads:
-        raise Skip("heads do not divide hidden")
-    gated = row.get("gated_mlp", "")
-    materialised = not _is_of(row, FLASH_SOURCES)
-    return Transformer(
-        num_layers=needed(row, "layers"),
-        hidden_size=hidden,
-        ffn_hidden_size=needed(row, "ffn"),
-        num_attention_heads=heads,
-        num_kv_heads=number(row, "kv_heads") or heads,
-        head_dim=hidden // heads,
-        sequence_length=needed(row, "seq"),
-        vocab_size=needed(row, "vocab"),
-        gated_mlp=1 if gated in ("1", "1.0") else 0,
-        tied_embeddings=0 if gated in ("1", "1.0") else 1,
-        learned_positions=0 if gated in ("1", "1.0") else 1,
-        dropout=1 if materialised else 0,
-    )
-
-
 def _strategy(row: Mapping[str, str], model: Transformer) -> Strategy:
     sharding = SHARDING.get(row.get("zero", ""))
     if sharding is None:
@@ -279,7 +213,7 @@ def _strategy(row: Mapping[str, str], model: Transformer) -> Strategy:
     recompute = text.split(" (")[0] or "none"
     if recompute not in ("none", "selective", "full") or "per-op" in text:
         raise Skip(f"recompute is not one of none, selective, full: {text}")
-    flash = _is_of(row, FLASH_SOURCES)
+    flash = is_of(row, FLASH_SOURCES)
     if flash and recompute == "selective":
         raise Skip("recompute selective beside flash attention, which repeats its core in any case")
     tensor = needed(row, "tp")
@@ -298,7 +232,3 @@ def _strategy(row: Mapping[str, str], model: Transformer) -> Strategy:
         flash_attention=1 if flash else 0,
         gradient_bytes=2 if "PURE" in row["precision"] else 4,
     )
-
-
-def _is_of(row: Mapping[str, str], sources: tuple[str, ...]) -> bool:
-    return any(name in row["source"] for name in sources)
