@@ -67,6 +67,16 @@ def test_a_record_of_other_settings_is_not_added_to(harness, tmp_path, capsys):
     assert made == [1, 2]
 
 
+def test_what_cannot_be_written_or_read_is_refused_before_the_work(harness, tmp_path, capsys):
+    made, path = [], tmp_path / "squares.json"
+    path.write_text('{"parts": ')
+    for out, sentence in ((path, "it must be a folder that can be made"), (tmp_path, "squares.json holds no record")):
+        with pytest.raises(SystemExit) as ended:
+            run(harness, made, "--out", str(out), "--of", "1")
+        assert ended.value.code == 2 and sentence in capsys.readouterr().err
+    assert made == []
+
+
 @pytest.mark.parametrize("limit", ["seconds", "evaluations"])
 def test_the_figure_leaves_out_only_what_cannot_be_seen(harness, limit):
     import search_race as race

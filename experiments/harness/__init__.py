@@ -112,6 +112,11 @@ def run(
     """
     words = sys.argv[1:] if given is None else list(given)
     options = parser.parse_args(words)
+    if options.out is not None:  # before minutes of work
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out is {str(options.out)!r}: it must be a folder that can be made ({error.strerror})")
     name = Path(sys.argv[0]).stem
     start = time.perf_counter()
     found = answer(options)
@@ -142,7 +147,10 @@ def _earlier(path: Path, settings: Answer) -> Answer:
     # what a record holds already, if it was made with these settings
     if not path.exists():
         return {}
-    record = json.loads(path.read_text())
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} holds no record ({error}): give another --out, or --anew to replace it") from None
     for name, value in plain(settings).items():
         if record.get(name) != value:
             made = f"{path} was made with {name.replace('_', ' ')} {record.get(name)}, not {value}"
@@ -170,7 +178,6 @@ def _in_parts(found: Parts, head: Answer, earlier: Answer, path: Path | None) ->
 
 def _save(record: Answer, path: Path) -> None:
     # by renaming: an end at any moment leaves the old record or the new one
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(record, indent=1) + "\n")
     unfinished.replace(path)
