@@ -17,7 +17,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import harness  # sets the devices before JAX starts
@@ -106,7 +105,7 @@ def answer(options: argparse.Namespace) -> harness.Parts:
     cases = CASES if options.budget is None else ((options.budget, options.model),)
     count = 2 if options.smoke else STRATEGIES
     wanted = cases[:1] if options.smoke else cases
-    make = {f"{budget}, {model}": partial(ratios, budget, model, count) for budget, model in wanted}
+    make = {f"{budget}, {model}": lambda _, case=(budget, model): ratios(*case, count) for budget, model in wanted}
     return harness.Parts({"strategies": count, "proven_within": GAP}, make)
 
 

@@ -1,14 +1,16 @@
 """A race of searches: co-design beside eight that know nothing of wafers, at equal time and at equal evaluations.
 
 All choose among the same designs (die grid, memory edges, strategy, every knob on its lattice), with the same hard
-model, in which one estimate is one evaluation; a gradient of ours counts once and takes the time of about two. What
-fits is better than what does not, and what does not is judged by its excess. Strategies are enumerated once and the
-time of it counts for all; compilation counts for none. All but exhaustive search begin at the same first guesses of the
-knobs. The gap is that of the replayed step time over the lower bound that `codesign(gap=0)` proves.
+model, in which one estimate is one evaluation, of a design asked for again as well; a gradient of ours counts once and
+takes the time of about two. What fits is better than what does not, and what does not is judged by its excess.
+Strategies are enumerated once and the time of it counts for all; compilation counts for none. All but exhaustive search
+begin at the same first guesses of the knobs. The gap is that of the replayed step time over the lower bound that
+`codesign(gap=0)` proves.
 
 Optuna, pymoo and evosax are installed by the extra `race`. `narrow` is `default` with few values of each knob, so that
 exhaustive search can finish. With `--out` every course is kept as soon as it is there: the command given again takes
-up after an end, and others add courses to the same record.
+up after an end, and others add courses to the same record. `--again NAME` races one search anew in courses that are
+kept.
 
     python experiments/search_race.py --out experiments/results --anew                # in full, some 3 h
     python experiments/search_race.py --out DIR --budgets narrow --models gpt3-175b   # one course more, kept in DIR
@@ -46,6 +48,7 @@ from watos_jax.units import GIGA, KIB, MM
 OURS = "co-design"
 BUDGETS = ("default", "narrow", "dense-215")
 MODELS = ("llama3-70b", "gpt3-175b", "mixtral-8x7b", "gshard-137b")
+Say = Callable[[str], None]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 EVALUATIONS = (500, 10_000, 100_000, 1_000_000)
 """Counts at which all are compared; the first is reached by every search, if need be after its time."""
@@ -105,25 +108,28 @@ def narrow() -> tuple[wj.Budget, wj.Options]:
 
 @dataclass(frozen=True)
 class Course:
-    """One budget and model: its designs, and the proven best."""
+    """One budget and model: its designs, and the time of their enumeration."""
 
-    budget: str
-    model: str
     space: GeneSpace
     options: wj.Options
     spent: float
-    design: wj.Design
 
 
-def course(budget: str, model: str, clock: Callable[[], float], proof_time: float) -> Course:
-    """Enumerate, and prove the best."""
+def course(budget: str, model: str, clock: Callable[[], float]) -> Course:
+    """Enumerate."""
     chosen, options = narrow() if budget == "narrow" else (budgets.get(budget), OPTIONS)
-    transformer = wj.presets.models.get(model)
     began = clock()
-    found = candidates(transformer, chosen, options=options)
+    found = candidates(models.get(model), chosen, options=options)
     spent = clock() - began
-    design = wj.codesign(transformer, chosen, options=options, gap=0.0, time_limit=proof_time)
-    return Course(budget, model, GeneSpace(found), options, spent, design)
+    return Course(GeneSpace(found), options, spent)
+
+
+def proven(on: Course) -> dict[str, Any]:
+    """The proven best."""
+    shared = on.space.candidates.shared
+    design = wj.codesign(shared.model, shared.budget, options=on.options, gap=0.0, time_limit=PROOF_TIME)
+    proof = design.certificate
+    return {"best": proof.value, "lower_bound": proof.lower_bound, "proven": proof.gap}
 
 
 def co_design(on: Course, run: Run, seed: int) -> None:
@@ -139,11 +145,13 @@ def others() -> dict[str, Searcher]:
     return SEARCHERS | {"genetic": genetic} | installed
 
 
-def race(on: Course, seeds: int, time_limit: float, clock: Callable[[], float], say: Callable[[str], None]) -> dict:
-    """Every search with every seed; those that draw nothing once."""
+def race(
+    on: Course, searches: dict[str, Searcher], seeds: int, time_limit: float, clock: Callable[[], float], say: Say
+) -> dict[str, list[dict]]:
+    """Searches with every seed; those that draw nothing once."""
     report: dict[str, list[dict]] = {}
     warm(on.space)
-    for name, search in {OURS: partial(co_design, on), **others()}.items():
+    for name, search in searches.items():
         if name != OURS:
             search(Run(on.space, max_evaluations=WARM.get(name, WARM_OTHERS)), seeds)
         report[name] = []
@@ -166,8 +174,8 @@ def race(on: Course, seeds: int, time_limit: float, clock: Callable[[], float], 
                     "longer": None if longer is None else replayed(on, longer.trace.improvements),
                 }
             )
-            gap = f"{found[-1][2] / on.design.certificate.lower_bound - 1:.2%}" if found else "nothing that fits"
-            say(f"  {name:20} seed {seed}: {gap}, {trace.evaluations:,} evaluations, {trace.time:.1f} s")
+            best = f"{found[-1][2]:.4f} s" if found else "nothing that fits"
+            say(f"  {name:20} seed {seed}: {best}, {trace.evaluations:,} evaluations, {trace.time:.1f} s")
     return report
 
 
@@ -217,26 +225,21 @@ def _spread(values: np.ndarray) -> list[float | None]:
     return [float(one) if np.isfinite(one) else None for one in three]
 
 
-def raced(budget: str, model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One course: the proof, and every search."""
+def raced(budget: str, model: str, options: argparse.Namespace, kept: dict[str, Any] | None) -> dict[str, Any]:
+    """One course: the proof, and every search; of one that is kept the searches of `--again`."""
     clock = CLOCKS[options.clock]
-    say = (lambda text: None) if options.json else partial(print, flush=True)
-    on = course(budget, model, clock, PROOF_TIME)
-    proof = on.design.certificate
-    say(f"{budget}, {model}: proven within {proof.gap:.2e} in {on.design.wall_time:.0f} s")
-    searches = race(on, options.seeds, options.time, clock, say)
-    return {
-        "budget": budget,
-        "model": model,
-        "candidates": len(on.space.candidates),
-        "designs": on.space.num_designs,
-        "enumeration_time": on.spent,
-        "best": proof.value,
-        "lower_bound": proof.lower_bound,
-        "proven": proof.gap,
-        "gaps": {name: gaps(entry, proof.lower_bound, options.time) for name, entry in searches.items()},
-        "searches": searches,
-    }
+    say: Say = (lambda text: None) if options.json else partial(print, flush=True)
+    on = course(budget, model, clock)
+    if kept is None:
+        known = {"budget": budget, "model": model, "candidates": len(on.space.candidates)}
+        known |= {"designs": on.space.num_designs, "enumeration_time": on.spent, **proven(on), "searches": {}}
+        chosen = {OURS: partial(co_design, on), **others()}
+    else:
+        known, chosen = kept, {name: others()[name] for name in options.again}
+    say(f"{budget}, {model}: {known['best']:.4f} s, proven within {known['proven']:.2e}")
+    searches = known["searches"] | race(on, chosen, options.seeds, options.time, clock, say)
+    found = {name: gaps(entry, known["lower_bound"], options.time) for name, entry in searches.items()}
+    return known | {"gaps": found, "searches": searches}
 
 
 def answer(options: argparse.Namespace) -> harness.Parts:
@@ -248,6 +251,7 @@ def answer(options: argparse.Namespace) -> harness.Parts:
     return harness.Parts(
         settings | {"devices": len(jax.devices())},
         {f"{budget}, {model}": partial(raced, budget, model, options) for budget, model in courses},
+        again=bool(options.again),
     )
 
 
@@ -356,6 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--time", type=float, default=10.0, metavar="S", help="of each search")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu where other programs use the machine")
+    parser.add_argument("--again", nargs="+", default=(), choices=others(), metavar="NAME", help="in courses kept")
     missing = [package for package, _ in PACKAGES.values() if not find_spec(package)]
     if missing and not parser.parse_args(arguments).smoke:
         parser.error(f"{', '.join(missing)} not installed: only a smoke run does without the extra `race`")

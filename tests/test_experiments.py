@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,17 @@ def run(harness, made, *words):
     parser = harness.arguments("squares", in_parts=True)
     parser.add_argument("--of", nargs="+", type=int)
     parser.add_argument("--unit", default="1")
+    parser.add_argument("--again", action="store_true")
 
-    def square(number):
+    def square(number, kept):
         if number == 13:
             raise KeyboardInterrupt
         made.append(number)
-        return {"square": number**2}
+        return {"square": number**2} if kept is None else {"square": kept["square"], "times": kept.get("times", 1) + 1}
 
     def answer(options):
-        return harness.Parts({"unit": options.unit}, {str(n): lambda n=n: square(n) for n in options.of})
+        make = {str(number): partial(square, number) for number in options.of}
+        return harness.Parts({"unit": options.unit}, make, again=options.again)
 
     return harness.run(parser, words, answer, lambda record: None, None)
 
@@ -51,8 +54,10 @@ def test_an_answer_in_parts_is_taken_up_after_an_end(harness, tmp_path):
     before = path.read_text()
     run(harness, made, "--out", str(tmp_path), "--of", "2")
     assert made == [1, 2, 4] and path.read_text() == before
+    run(harness, made, "--out", str(tmp_path), "--of", "2", "--again")
+    assert json.loads(path.read_text())["parts"]["2"] == {"square": 4, "times": 2}
     run(harness, made, "--out", str(tmp_path), "--of", "2", "--anew")
-    assert made == [1, 2, 4, 2] and list(json.loads(path.read_text())["parts"]) == ["2"]
+    assert made == [1, 2, 4, 2, 2] and list(json.loads(path.read_text())["parts"]) == ["2"]
     assert [file.name for file in tmp_path.iterdir()] == ["squares.json"]
 
 

@@ -9,6 +9,7 @@ again.
 import argparse
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -41,11 +42,13 @@ class Parts(NamedTuple):
 
     Attributes:
         settings: what all parts share; a record with others is not added to.
-        make: what makes each part, by its title.
+        make: what makes each part, by its title; it is given the part that is kept, or None.
+        again: whether parts that are kept are made again.
     """
 
     settings: Answer
-    make: dict[str, Callable[[], Answer]]
+    make: dict[str, Callable[[Answer | None], Answer]]
+    again: bool = False
 
 
 def plain(value: Any) -> Any:
@@ -120,7 +123,7 @@ def run(
     name = Path(sys.argv[0]).stem
     start = time.perf_counter()
     found = answer(options)
-    head = {"command": " ".join(["python", f"experiments/{name}.py", *words]), "cores": os.cpu_count()}
+    head = {"command": shlex.join(["python", f"experiments/{name}.py", *words]), "cores": os.cpu_count()}
     if isinstance(found, Parts):
         path = None if options.out is None else options.out / f"{name}.json"
         try:
@@ -165,9 +168,9 @@ def _in_parts(found: Parts, head: Answer, earlier: Answer, path: Path | None) ->
     record = earlier or plain(head | {"seconds": 0} | found.settings | {"parts": {}})
     start = time.perf_counter()
     for title, make in found.make.items():
-        if title in parts:
+        if title in parts and not found.again:
             continue
-        parts[title] = make()
+        parts[title] = make(parts.get(title))
         seconds = round(spent + time.perf_counter() - start)
         made = {"command": " && ".join(commands), "seconds": seconds}
         record = plain(head | made | found.settings | {"parts": parts})

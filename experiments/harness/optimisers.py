@@ -77,7 +77,10 @@ def _cma_es(population: int, genes: int) -> tuple[Any, Callable, Callable]:
 
 
 def evosax_cma_es(run: Run, seed: int, *, population: int = 128) -> None:
-    """CMA-ES on ranks scaled to 0..1 and rounded, begun anew when nothing changes for 100 generations."""
+    """CMA-ES on ranks scaled to 0..1 and rounded, begun anew when nothing changes for 100 generations.
+
+    What it asks for outside is moved to the nearest end before it learns from it: else its mean wanders off.
+    """
     space, source = run.space, np.random.default_rng(seed)
     strategy, ask, tell = _cma_es(population, len(space.sizes))
     settings, key = strategy.default_params.replace(std_init=0.2), jax.random.key(seed)
@@ -88,8 +91,9 @@ def evosax_cma_es(run: Run, seed: int, *, population: int = 128) -> None:
         state, best, stalled = strategy.init(once, np.asarray(mean, np.float32), settings), np.inf, 0
         while stalled < 100 and not run.is_over():
             key, first, second = jax.random.split(key, 3)
-            asked, state = ask(first, state, settings)
-            merits = run.merits(np.floor(np.asarray(asked) * space.sizes).astype(int))
+            drawn, state = ask(first, state, settings)
+            asked = np.clip(np.asarray(drawn), 0.0, np.float32(1.0 - 1e-6))
+            merits = run.merits(np.floor(asked * space.sizes).astype(int))
             state, _ = tell(second, asked, np.asarray(np.minimum(merits, 1e6), np.float32), state, settings)
             best, stalled = min(best, merits.min()), 0 if merits.min() < best else stalled + 1
 
