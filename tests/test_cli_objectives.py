@@ -119,8 +119,8 @@ def test_tables_of_a_compromise(watos, asked):  # noqa: F811
     ("words", "sentence"),
     [
         (["compromise"], "MODEL is missing: there must be at least one"),
-        (["compromise", "llama3-8b", "--weights", "1,2"], "--weights is '1,2': it must be 1 numbers above 0"),
-        (["compromise", "llama3-8b", "--weights", "0"], "--weights is '0': it must be 1 numbers above 0"),
+        (["compromise", "llama3-8b", "--weights", "1,2"], "--weights is '1,2': it must hold a number above 0 for each"),
+        (["compromise", "llama3-8b", "--weights", "0"], "--weights is '0': it must hold a number above 0 for each"),
         (["compromise", "llama3-8b", "--mean", "middle"], "--mean is 'middle': it must be one of arithmetic"),
         (["compromise", "llama3-8b", "--technology", "wood"], "--technology is 'wood': it must be one of"),
         (["pareto", "llama3-8b", "--objectives", "tokens-per-second"], "it must be two different names"),

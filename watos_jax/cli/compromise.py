@@ -69,7 +69,7 @@ def compromise(
     chosen = budgets.NAMES[choice("--budget", budget, budgets.NAMES)]
     shares = [1.0] * len(models) if weights is None else [number("--weights", w, high=1e6) for w in weights.split(",")]
     if len(shares) != len(models) or not all(shares):
-        raise ValueError(f"--weights is {weights!r}: it must be {len(models)} numbers above 0, one for each model")
+        raise ValueError(f"--weights is {weights!r}: it must hold a number above 0 for each of {len(models)} models")
     named = (
         [None] if technology is None else [choice("--technology", t, technologies.NAMES) for t in technology.split(",")]
     )

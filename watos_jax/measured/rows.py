@@ -57,5 +57,6 @@ def needed(row: Mapping[str, str], column: str) -> float:
     """
     value = number(row, column)
     if value is None:
-        raise Skip(f"{column} blank")
+        is_blank = (row.get(column) or "nan").lower() == "nan"
+        raise Skip(f"{column} blank" if is_blank else f"{column} is no number above 0, up to {LARGEST:g}")
     return value

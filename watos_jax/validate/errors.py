@@ -72,7 +72,8 @@ def report(
         ValueError: no row can be used.
     """
     if not predictions:
-        raise ValueError(f"{path} has no row that can be used: {dict(skipped)}")
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
+        raise ValueError(f"{path} has no row that can be used: {reasons}")
     truth, ours = (np.array([one[key] for one in predictions], float) for key in ("measured", "predicted"))
 
     def of(mine: np.ndarray) -> dict[str, Any]:
