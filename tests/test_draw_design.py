@@ -104,6 +104,7 @@ def test_the_answer_is_the_best_of_an_exhaustive_search(scanned, designed, objec
 
 
 @pytest.mark.slow
+@jax.enable_x64(True)
 def test_bounds_are_below_every_design_of_their_boxes():
     table, problem = laid_candidates(MODEL, BUDGET, dead_dies, options=LOOSE, objective="worst")
     rng = np.random.default_rng(0)
