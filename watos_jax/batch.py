@@ -25,7 +25,13 @@ CHUNKS_PER_CALL = 4
 
 
 def map_chunks(
-    function: Callable, shared: Any, points: Any, *, chunk: int = CHUNK, chunks_per_call: int = CHUNKS_PER_CALL
+    function: Callable,
+    shared: Any,
+    points: Any,
+    *,
+    chunk: int = CHUNK,
+    chunks_per_call: int = CHUNKS_PER_CALL,
+    kept: Callable[[Any], Any] = lambda result: result,
 ) -> Any:
     """Apply a function to every row of a pytree, chunk by chunk, on every local device.
 
@@ -35,20 +41,25 @@ def map_chunks(
         points: pytree of arrays with a common first axis.
         chunk: points per chunk.
         chunks_per_call: chunks that each device works through per call.
+        kept: what is wanted of a result; the rest is not copied.
 
     Returns:
         Pytree of numpy arrays with the same first axis.
     """
     devices = len(jax.local_devices())
+    points = jax.tree.map(np.asarray, points)
     count = len(jax.tree.leaves(points)[0])
     block = devices * chunk * chunks_per_call
     shared, results = _numbers(shared), []
+    split = NamedSharding(_mesh(devices), PartitionSpec("device"))
     run: Callable | None = None
     for start in range(0, count, block):
-        rows = np.minimum(np.arange(start, start + block), count - 1)
-        taken = _numbers(jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], points))
+        # a slice costs nothing; the last one is filled up with the last row
+        whole = start + block <= count
+        rows = slice(start, start + block) if whole else np.minimum(np.arange(start, start + block), count - 1)
+        taken = jax.device_put(jax.tree.map(lambda leaf, rows=rows: _number(leaf[rows]), points), split)
         run = run or _program(function, chunk, devices, shared, taken)
-        results.append(jax.tree.map(np.asarray, run(shared, taken)))
+        results.append(jax.tree.map(np.asarray, kept(run(shared, taken))))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
 
 
@@ -58,14 +69,18 @@ def placed(shared: Any) -> Any:
 
 
 def _numbers(tree: Any) -> Any:
-    real = jnp.dtype(jnp.result_type(float))
-
     def number(leaf: Any) -> Array:
-        if isinstance(leaf, jax.Array) and leaf.dtype in (real, np.int32):
+        if isinstance(leaf, jax.Array) and leaf.dtype in (jnp.result_type(float), np.int32):
             return leaf
-        return jnp.asarray(leaf, dtype=real if np.asarray(leaf).dtype.kind == "f" else jnp.int32)
+        return jnp.asarray(_number(leaf))
 
     return jax.tree.map(number, tree)
+
+
+def _number(leaf: Any) -> np.ndarray:
+    # cast by numpy: JAX would cast with a program of its own, for each shape and type
+    leaf = np.asarray(leaf)
+    return leaf.astype(jnp.result_type(float) if leaf.dtype.kind == "f" else np.int32, copy=False)
 
 
 def _mesh(devices: int) -> Mesh:

@@ -48,7 +48,7 @@ def _keep_programs(cache_folder: str | None) -> None:
         return
     folder = Path(cache_folder) / "programs"
     with suppress(OSError):
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         programs.keep_in(folder)
 
 

@@ -25,6 +25,10 @@ OPTIONS: Final = Options(least_use=0.9)
 """Strategies that co-design chooses from: those that occupy at least 90 % of the dies."""
 
 
+ROWS: Final = 16384
+"""Least rows of the table of layouts: models of the presets on their budgets have at most as many."""
+
+
 class Infeasible(ValueError):
     """No design of the budget fits; the message names the limit, the excess and the least change."""
 
@@ -143,7 +147,7 @@ def _points(
 
 
 def _padded(layouts: Layout) -> Layout:
-    # a power of two rows, so that budgets and models share compilations
+    # so many rows that budgets and models share compilations; else a power of two
     count = len(layouts.pipeline_volume)
-    rows = np.minimum(np.arange(max(1024, 1 << (count - 1).bit_length())), count - 1)
+    rows = np.minimum(np.arange(max(ROWS, 1 << (count - 1).bit_length())), count - 1)
     return jax.tree.map(lambda leaf: leaf[rows], layouts)

@@ -20,15 +20,13 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from watos_jax.search.bounds import MACS
+from watos_jax.search.bounds import MACS, SLACK
 from watos_jax.search.boxes import Boxes, Grids
 from watos_jax.search.descend import Point, Shared
 from watos_jax.workload import model_flop
 
 TANGENTS = 6
 """Most tangents per strategy."""
-BLOCK = 16384
-"""Strategies whose stages are held in memory at once."""
 RENEWED = 8192
 """Most strategies whose tangents are taken anew; while more are left, boxes are only halved."""
 RENEWED_EVERY = 4
@@ -106,6 +104,7 @@ def certify(
     *,
     gap: float,
     time_limit: float,
+    stacks: Float[np.ndarray, " candidates"] | None = None,
     progress: Callable[[float], None] = lambda gap: None,
 ) -> tuple[Certificate, Point]:
     """Bound the step time from below until the incumbent is within the gap, or the time is over.
@@ -116,13 +115,15 @@ def certify(
         incumbent: one candidate with knobs that fit.
         gap: of the incumbent over the bound, at which the search ends; 0 finds the best design.
         time_limit: s.
+        stacks: DRAM stacks per die that each candidate needs, where they are known: those that need more than any
+            box of their grid has are not looked at again.
         progress: called with the gap proven so far.
 
     Returns:
         The certificate, and the best design: the incumbent or a better one.
     """
     with jax.enable_x64(True):
-        return _Proof(problem, every, incumbent, gap, time_limit, progress).run()
+        return _Proof(problem, every, incumbent, gap, time_limit, stacks, progress).run()
 
 
 class _Proof:
@@ -133,17 +134,20 @@ class _Proof:
         incumbent: Point,
         gap: float,
         time_limit: float,
+        stacks: np.ndarray | None,
         progress: Callable[[float], None],
     ):
         self.started = time.perf_counter()
         self.problem, self.shared, self.every, self.best = problem, problem.shared, every, incumbent
-        self.gap, self.time_limit, self.progress = gap, time_limit, progress
+        self.gap, self.time_limit, self.stacks, self.progress = gap, time_limit, stacks, progress
         self.boxes = self.evaluations = 0
         self.value = float(self._settled(incumbent)[0][0])
         # least bound of what was dropped, and of single points
         self.dropped = np.inf
-        grids, self.grid = np.unique(np.stack(every.candidate[:4], axis=1), axis=0, return_inverse=True)
-        self.grids = Grids(self.shared.budget, grids)
+        places = np.stack(every.candidate[:4])
+        number = np.ravel_multi_index(tuple(places.astype(int)), tuple(places.max(axis=1).astype(int) + 1))
+        _, first, self.grid = np.unique(number, return_index=True, return_inverse=True)
+        self.grids = Grids(self.shared.budget, places[:, first].T)
 
     @property
     def target(self) -> float:
@@ -151,7 +155,7 @@ class _Proof:
 
     def run(self) -> tuple[Certificate, Point]:
         boxes = self._promising(self.grids.cover())
-        left, visited = self._first(np.unique(boxes.grid)), 0
+        left, visited = self._first(boxes), 0
         for number in count(1):
             self.boxes += len(boxes.grid)
             left, boxes, least, where = self._prune(left, boxes)
@@ -172,11 +176,8 @@ class _Proof:
         return Certificate(self.value, float(least), *counts, points, elapsed), self.best
 
     def _touched(self, rows: np.ndarray, knobs: np.ndarray) -> Any:
-        # block by block, for a touch holds more than what is kept of it
         self.evaluations += len(rows)
-        starts = range(0, max(len(rows), 1), BLOCK)
-        blocks = [self.problem.touch(self._at(rows[i : i + BLOCK], knobs[i : i + BLOCK])) for i in starts]
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:, None], *blocks)
+        return jax.tree.map(lambda leaf: leaf[:, None], self.problem.touch(self._at(rows, knobs)))
 
     def _settled(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
         self.evaluations += len(points.knobs)
@@ -195,8 +196,13 @@ class _Proof:
         self.dropped = min(self.dropped, bound[~may].min(initial=np.inf))
         return _rows(boxes, may)
 
-    def _first(self, grids: np.ndarray) -> dict[int, _Left]:
-        rows = [np.flatnonzero(self.grid == number) for number in grids]
+    def _first(self, boxes: Boxes) -> dict[int, _Left]:
+        most = np.zeros(len(self.grids.grids))
+        np.maximum.at(most, boxes.grid, boxes.stacks)
+        enough = True if self.stacks is None else self.stacks <= most[self.grid] * (1.0 + SLACK)
+        may = np.isin(self.grid, boxes.grid) & enough
+        grids = np.unique(self.grid[may])
+        rows = [np.flatnonzero((self.grid == number) & may) for number in grids]
         order = np.concatenate([*rows, np.zeros(0, int)])
         if not len(order):
             return {}

@@ -25,7 +25,7 @@ from watos_jax.estimate import ROUNDING, Estimate, estimate
 from watos_jax.hardware import Budget, Knobs, Wafer
 from watos_jax.search import lattice
 from watos_jax.search.candidates import Candidates, take
-from watos_jax.search.descend import Point, score
+from watos_jax.search.descend import Point, Score, score
 from watos_jax.search.design import Design
 from watos_jax.strategy import Strategy
 
@@ -159,9 +159,9 @@ class Climber:
         index = np.concatenate([index for _, _, index in sets])
         rows = np.repeat([rows for _, rows, _ in sets], sizes, axis=0)
         scores = [self.scores(case, self._points(case, own, index)) for case, own in enumerate(rows.T)]
-        rates = self.scales[:, None] / np.array([value for value, _ in scores])
+        rates = self.scales[:, None] / np.array([found.value for found in scores])
         means = power_mean(rates, self.weights, self.power)
-        excess = np.max([over for _, over in scores], axis=0)
+        excess = np.max([found.excess for found in scores], axis=0)
         found = []
         for (place, own, _), end, size in zip(sets, np.cumsum(sizes), sizes, strict=True):
             best = end - size + _best_first(-means[end - size : end], excess[end - size : end])[0]
@@ -180,7 +180,7 @@ class Climber:
         rows, values, excess = [], [], []
         for case in range(len(self.cases)):
             own = self.rows(case, place)
-            value, over = self.scores(case, self._points(case, own, np.repeat(index[None], len(own), axis=0)))
+            value, over, _ = self.scores(case, self._points(case, own, np.repeat(index[None], len(own), axis=0)))
             best = _best_first(value, over)[0]
             rows.append(int(own[best]))
             values.append(value[best])
@@ -242,16 +242,16 @@ class Climber:
         strategy = jax.tree.map(float, candidate.strategy)
         return wafer, strategy, estimate(wafer, shared.model, strategy, layout=layout)
 
-    def scores(self, case: int, points: Point) -> tuple[np.ndarray, np.ndarray]:
-        """Objective of one case at each point, and log(use / allowance) of its worst limit.
+    def scores(self, case: int, points: Point) -> Score:
+        """Score of one case at each point.
 
         Args:
             case: number of the case.
             points: candidates with their knobs.
         """
         self.evaluations += len(points.knobs)
-        result = map_chunks(score, self._shared[case], points)
-        return result.value, result.excess
+        found: Score = map_chunks(score, self._shared[case], points)
+        return found
 
     def _points(self, case: int, rows: np.ndarray, index: lattice.Points) -> Point:
         return take(self.cases[case].every, rows)._replace(knobs=lattice.values_at(self.budget, index))

@@ -17,6 +17,7 @@ is solved to stationarity (`relaxed`).
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Final
 
 import jax
@@ -30,7 +31,7 @@ from watos_jax.search import refine as refinement
 from watos_jax.search.candidates import OPTIONS, Candidates, Infeasible, candidates, take
 from watos_jax.search.certificate import Certificate, certify
 from watos_jax.search.climb import Climber, Standing
-from watos_jax.search.descend import Point
+from watos_jax.search.descend import Point, Score
 from watos_jax.search.design import Design, least_change
 from watos_jax.search.local import Local
 from watos_jax.search.objective import STEP_TIME, Objective
@@ -120,6 +121,7 @@ class _Search:
         self.improved = improved
         self.candidates: Candidates
         self.climber: Climber
+        self.stacks: np.ndarray | None = None  # that each candidate needs, once all are scored
 
     def run(self, gap: float, time_limit: float | None, refine: bool, start: Design | None) -> Design:
         self._timed("enumerate", self._enumerate)
@@ -187,32 +189,29 @@ class _Search:
 
     def _guess(self) -> tuple[np.ndarray, np.ndarray]:
         points, group, guesses = self.candidates.every, self.candidates.group, self.candidates.guesses
-        order = np.argsort(self._merit(points), kind="stable")
-        by_group = order[np.argsort(group[order], kind="stable")]
-        starts = np.searchsorted(group[by_group], np.arange(len(guesses)))
-        rank = np.arange(len(by_group)) - starts[group[by_group]]
-        promising = by_group[rank < SHARE]
+        scores = self.climber.scores(0, points)
+        self.stacks, merit = scores.stacks, _merit(scores)
+        spans = pairwise(np.searchsorted(group, np.arange(len(guesses) + 1)))
+        promising = np.concatenate([i + np.argsort(merit[i:j], kind="stable")[:SHARE] for i, j in spans])
         rows = np.concatenate([np.full(len(guesses[group[row]]), row) for row in promising])
         knobs = np.concatenate([guesses[group[row]] for row in promising])
-        best = np.argsort(self._merit(take(points, rows)._replace(knobs=knobs)), kind="stable")
+        best = np.argsort(_merit(self.climber.scores(0, take(points, rows)._replace(knobs=knobs))), kind="stable")
         _, first = np.unique(rows[best], return_index=True)
         kept = best[np.sort(first)[:KEPT]]
         return rows[kept], knobs[kept]
-
-    def _merit(self, points: Point) -> np.ndarray:
-        values, excess = self.climber.scores(0, points)
-        return np.log(values) + OFF_LIMITS * np.maximum(excess - ROUNDING, 0.0) ** 2
 
     def _prove(self, every: Point, best: Point, gap: float, time_limit: float) -> tuple[Point, Certificate]:
         def report(proven: float) -> None:
             self.progress(f"prove ({proven:.1%})", 0.0)
 
         problem = Local(self.candidates.shared)
-        found, better = certify(problem, every, best, gap=gap, time_limit=time_limit, progress=report)
+        found, better = certify(
+            problem, every, best, gap=gap, time_limit=time_limit, stacks=self.stacks, progress=report
+        )
         self.climber.evaluations += found.evaluations
         if better is not best:
             # in single precision it may not look better
-            self._tell(better, float(self.climber.scores(0, better)[0][0]))
+            self._tell(better, float(self.climber.scores(0, better).value[0]))
         return better, found
 
     def _share(self, every: Point, best: Point, gap: float, time_limit: float) -> refinement.Refined:
@@ -261,6 +260,10 @@ def _is_provable(budget: Budget, objective: Objective) -> bool:
         0.0,
         0.0,
     )
+
+
+def _merit(scores: Score) -> np.ndarray:
+    return np.log(scores.value) + OFF_LIMITS * np.maximum(scores.excess - ROUNDING, 0.0) ** 2
 
 
 def _best_of_each_place(points: Point, values: np.ndarray) -> Point:

@@ -20,7 +20,7 @@ from watos_jax.hardware import Budget
 from watos_jax.model import Transformer
 from watos_jax.programs import returned
 from watos_jax.relax import HARD, Relaxation, Smooth
-from watos_jax.search.lattice import from_array, to_array
+from watos_jax.search.lattice import NAMES, from_array, to_array
 from watos_jax.search.objective import Objective
 from watos_jax.strategy import Layout, Strategy
 from watos_jax.units import Scalar
@@ -75,10 +75,17 @@ class Shared(NamedTuple):
 
 @returned
 class Score(NamedTuple):
-    """Objective of a point, and log(use / allowance) of its worst limit; above 0 it does not fit."""
+    """What a search asks of a point.
+
+    Attributes:
+        value: objective.
+        excess: log(use / allowance) of its worst limit; above 0 it does not fit.
+        stacks: DRAM stacks per die that its memory needs, not rounded; they do not depend on the knobs.
+    """
 
     value: Scalar
     excess: Scalar
+    stacks: Scalar
 
 
 def log_ratios(margins: dict[str, Scalar]) -> Float[Array, " limits"]:
@@ -88,9 +95,9 @@ def log_ratios(margins: dict[str, Scalar]) -> Float[Array, " limits"]:
 
 
 def score(shared: Shared, point: Point) -> Score:
-    """Objective and excess of one point by the hard model."""
+    """Score of one point by the hard model."""
     value, margins = _evaluate(shared, point)
-    return Score(value, jnp.max(log_ratios(margins)))
+    return _score_of(point.knobs, value, margins)
 
 
 def descend(shared: Shared, point: Point) -> tuple[Float[Array, " knobs"], Score]:
@@ -103,12 +110,13 @@ def descend(shared: Shared, point: Point) -> tuple[Float[Array, " knobs"], Score
     low, high = jnp.log(_array(shared.budget.low)), jnp.log(_array(shared.budget.high))
     start = jnp.clip(jnp.log(point.knobs), low, high)
 
-    def objective(log_knobs: Array, multipliers: Array, sharpness: Scalar) -> tuple[Scalar, tuple[Scalar, Array]]:
-        value, margins = _evaluate(shared, Point(point.candidate, jnp.exp(log_knobs)), Smooth(sharpness))
+    def objective(log_knobs: Array, multipliers: Array, sharpness: Scalar) -> tuple[Scalar, tuple[Score, Array]]:
+        knobs = jnp.exp(log_knobs)
+        value, margins = _evaluate(shared, Point(point.candidate, knobs), Smooth(sharpness))
         excess = log_ratios(margins)
         pushed = jnp.maximum(0.0, multipliers + PENALTY * excess)
         penalty = jnp.sum(pushed**2 - multipliers**2) / (2.0 * PENALTY)
-        return jnp.log(value) + penalty, (value, excess)
+        return jnp.log(value) + penalty, (_score_of(knobs, value, margins), excess)
 
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=LEARNING_RATE[0], b1=0.8, b2=0.95)
     num_limits = jax.eval_shape(lambda: objective(start, jnp.zeros(()), SHARPNESS[0])[1][1]).size
@@ -118,8 +126,8 @@ def descend(shared: Shared, point: Point) -> tuple[Float[Array, " knobs"], Score
         progress = jnp.floor(number / STEPS) / (ROUNDS - 1)
         sharpness = SHARPNESS[0] ** (1.0 - progress) * SHARPNESS[1] ** progress
         rate = LEARNING_RATE[0] ** (1.0 - progress) * LEARNING_RATE[1] ** progress
-        gradient, (value, excess) = jax.grad(objective, has_aux=True)(log_knobs, multipliers, sharpness)
-        reached = (jnp.exp(log_knobs), Score(value, jnp.max(excess)))
+        gradient, (found, excess) = jax.grad(objective, has_aux=True)(log_knobs, multipliers, sharpness)
+        reached = (jnp.exp(log_knobs), found)
         state.hyperparams["learning_rate"] = rate
         update, state = optimizer.update(gradient, state)
         log_knobs = jnp.clip(log_knobs + update, low, high)
@@ -127,11 +135,16 @@ def descend(shared: Shared, point: Point) -> tuple[Float[Array, " knobs"], Score
         raised = jnp.maximum(0.0, multipliers + PENALTY * excess)
         return ((log_knobs, state, jnp.where(ends_round, raised, multipliers)), reached), None
 
-    nothing = Score(jnp.zeros(()), jnp.zeros(()))
+    nothing = Score(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
     carry = ((start, optimizer.init(start), jnp.zeros(num_limits)), (jnp.exp(start), nothing))
     # the score of a step is that of the point it starts from, so the last update is made but not used
     (_, reached), _ = jax.lax.scan(step, carry, jnp.arange(float(ROUNDS * STEPS)))
     return reached
+
+
+def _score_of(knobs: Array | np.ndarray, value: Scalar, margins: dict[str, Scalar]) -> Score:
+    stacks = (1.0 - margins["memory"]) * knobs[NAMES.index("dram_stacks")]
+    return Score(value, jnp.max(log_ratios(margins)), stacks)
 
 
 def _array(knobs):  # type: ignore[no-untyped-def]

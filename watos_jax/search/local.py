@@ -1,15 +1,16 @@
 """What the certificate bounds where every stage lives in its own memory: the times of `estimate`, replayed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from watos_jax.batch import map_chunks
 from watos_jax.estimate import ROUNDING
-from watos_jax.search.bounds import SLACK, exact_times, tangent
+from watos_jax.search.bounds import SLACK, Tangent, exact_times, tangent
 from watos_jax.search.boxes import Boxes
 from watos_jax.search.certificate import Problem
 from watos_jax.search.descend import Point, Shared
@@ -23,8 +24,8 @@ CHUNKS_PER_CALL: Final = 8
 class Touch(NamedTuple):
     """A tangent: see `bounds.Tangent`."""
 
-    weights: Float[np.ndarray, "*points reciprocals"]
-    stacks: Float[np.ndarray, "*points"]
+    weights: Float[Array | np.ndarray, "*points reciprocals"]
+    stacks: Float[Array | np.ndarray, "*points"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Local(Problem):
 
     def touch(self, points: Point) -> Touch:
         """Tangents and the stacks that memory needs."""
-        found = self._at(points)
-        return Touch(found.weights, found.stacks)
+        touched: Touch = self._at(points, lambda found: Touch(found.weights, found.stacks))
+        return touched
 
     def settle(self, points: Point) -> tuple[np.ndarray, np.ndarray]:
         """Times by the hard model; where the mean power is exceeded, only a smaller design can fit."""
@@ -55,5 +56,5 @@ class Local(Problem):
         bound = flat.reshape(strategies, tangents, -1).max(axis=1)
         return np.where(touched.stacks[:, :1] <= boxes.stacks * (1.0 + SLACK), bound, np.inf)
 
-    def _at(self, points: Point) -> Any:
-        return map_chunks(tangent, self.shared, points, chunk=CHUNK, chunks_per_call=CHUNKS_PER_CALL)
+    def _at(self, points: Point, kept: Callable[[Tangent], Any] = lambda found: found) -> Any:
+        return map_chunks(tangent, self.shared, points, chunk=CHUNK, chunks_per_call=CHUNKS_PER_CALL, kept=kept)
