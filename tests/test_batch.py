@@ -32,3 +32,17 @@ def test_map_chunks_equals_single_estimates_whatever_the_chunk(chunk, chunks_per
         assert float(times[row]) == pytest.approx(float(single.step_time), rel=1e-5)
         assert float(margins[row]) == pytest.approx(min(map(float, single.margins.values())), abs=1e-5)
         np.testing.assert_allclose(memory[row], single.memory, rtol=1e-5)
+
+
+def test_what_is_wanted_of_a_result_is_all_that_comes_back():
+    points = np.linspace(0.0, 1.0, 10)
+    whole = map_chunks(both, np.asarray(2.0), points, chunk=4)
+    part = map_chunks(both, np.asarray(2.0), points, chunk=4, kept=lambda found: found["sum"])
+    assert sorted(whole) == ["product", "sum"]
+    np.testing.assert_array_equal(part, whole["sum"])
+    np.testing.assert_allclose(part, points + 2.0, rtol=1e-6)
+
+
+def both(shared, point):
+    """Two results."""
+    return {"sum": shared + point, "product": shared * point}

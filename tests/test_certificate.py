@@ -9,13 +9,18 @@ from test_search import MODEL, OPTIONS, exhaustive, small_budget
 
 import watos_jax as wj
 from watos_jax.batch import map_chunks
+from watos_jax.estimate import ROUNDING
 from watos_jax.presets import budgets
 from watos_jax.search import bounds, boxes, lattice
 from watos_jax.search.bounds import EXPONENTS, exact_times, reciprocals, tangent
 from watos_jax.search.boxes import AXES, Grids
+from watos_jax.search.candidates import candidates
+from watos_jax.search.certificate import certify
+from watos_jax.search.climb import Climber
 from watos_jax.search.codesign import Options, codesign
 from watos_jax.search.descend import Candidate, Point, Shared
 from watos_jax.search.lattice import NAMES
+from watos_jax.search.local import Local
 from watos_jax.search.objective import OBJECTIVES, STEP_TIME
 from watos_jax.search.space import strategies
 
@@ -174,6 +179,26 @@ def test_a_proof_cut_short_says_what_it_has(monkeypatch):
     proof = design.certificate
     assert 0.0 < proof.lower_bound < proof.value
     assert proof.gap > 0.0
+
+
+def test_strategies_whose_memory_no_box_has_change_no_proof():
+    budget = small_budget(0)
+    table = candidates(wj.presets.models.LLAMA3_8B, budget, options=replace(OPTIONS, recompute=("none", "full")))
+    climber = Climber([table])
+    stacks = climber.scores(0, table.every).stacks
+    places = np.unique(np.stack(table.every.candidate[:4], axis=1), axis=0)
+    best = min(
+        (climber.choose(place, lattice.counts(budget) // 2) for place in map(tuple, places)), key=lambda one: one.rank
+    )
+    best = climber.climb(best)
+    start = climber.points(best, 0, best.knobs[None])
+    problem = Local(table.shared)
+    known, unknown = (
+        certify(problem, table.every, start, gap=0.0, time_limit=600.0, stacks=needed)[0] for needed in (stacks, None)
+    )
+    assert (stacks > 1.1 * float(budget.high.dram_stacks)).any() and best.excess <= ROUNDING
+    assert known.value == unknown.value and known.lower_bound == pytest.approx(unknown.lower_bound, rel=1e-12)
+    assert known.evaluations < unknown.evaluations
 
 
 @pytest.mark.slow

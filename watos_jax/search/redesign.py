@@ -100,7 +100,7 @@ def outcomes(table: Candidates, pool: Sequence[Standing], drawn: Wafer) -> Outco
         )
         for start in blocks
     ]
-    value, excess = (np.concatenate(part, axis=1)[:, : len(pool)] for part in zip(*parts, strict=True))
+    value, excess, _ = (np.concatenate(part, axis=1)[:, : len(pool)] for part in zip(*parts, strict=True))
     return Outcome(1.0 / value, excess)
 
 
