@@ -190,14 +190,14 @@ class _Search:
     def _guess(self) -> tuple[np.ndarray, np.ndarray]:
         points, group, guesses = self.candidates.every, self.candidates.group, self.candidates.guesses
         scores = self.climber.scores(0, points)
-        self.stacks, merit = scores.stacks, _merit(scores)
+        self.stacks, first = scores.stacks, merit(scores)
         spans = pairwise(np.searchsorted(group, np.arange(len(guesses) + 1)))
-        promising = np.concatenate([i + np.argsort(merit[i:j], kind="stable")[:SHARE] for i, j in spans])
+        promising = np.concatenate([i + np.argsort(first[i:j], kind="stable")[:SHARE] for i, j in spans])
         rows = np.concatenate([np.full(len(guesses[group[row]]), row) for row in promising])
         knobs = np.concatenate([guesses[group[row]] for row in promising])
-        best = np.argsort(_merit(self.climber.scores(0, take(points, rows)._replace(knobs=knobs))), kind="stable")
-        _, first = np.unique(rows[best], return_index=True)
-        kept = best[np.sort(first)[:KEPT]]
+        best = np.argsort(merit(self.climber.scores(0, take(points, rows)._replace(knobs=knobs))), kind="stable")
+        _, once = np.unique(rows[best], return_index=True)
+        kept = best[np.sort(once)[:KEPT]]
         return rows[kept], knobs[kept]
 
     def _prove(self, every: Point, best: Point, gap: float, time_limit: float) -> tuple[Point, Certificate]:
@@ -262,7 +262,8 @@ def _is_provable(budget: Budget, objective: Objective) -> bool:
     )
 
 
-def _merit(scores: Score) -> np.ndarray:
+def merit(scores: Score) -> np.ndarray:
+    """What first guesses are ranked by: the logarithm of the objective, and a penalty for broken limits."""
     return np.log(scores.value) + OFF_LIMITS * np.maximum(scores.excess - ROUNDING, 0.0) ** 2
 
 

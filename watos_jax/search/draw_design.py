@@ -29,7 +29,7 @@ from watos_jax.search import lattice
 from watos_jax.search.candidates import OPTIONS, Candidates, Infeasible, take
 from watos_jax.search.certificate import Certificate, certify
 from watos_jax.search.climb import Standing, place_of, starts_of
-from watos_jax.search.codesign import GAP, OFF_LIMITS, TIME_LIMIT, codesign
+from watos_jax.search.codesign import GAP, TIME_LIMIT, codesign, merit
 from watos_jax.search.descend import Point
 from watos_jax.search.design import Design
 from watos_jax.search.draws import OBJECTIVES, DrawPlan, plan_for_draws
@@ -159,7 +159,7 @@ def codesign_for_draws(
     healthy = codesign(model, budget, options=options, prove=False)
     climber = LaidClimber(table, problem)
     report("search", 0.0)
-    found = _searched(climber, table, healthy)
+    found, stacks = _searched(climber, table, healthy)
     if found.excess > ROUNDING:
         raise Infeasible(f"no wafer fits all draws: the nearest exceeds a limit by {np.expm1(found.excess):.1%}")
     knobs = lattice.values_at(budget, found.knobs)[None]
@@ -170,6 +170,7 @@ def codesign_for_draws(
         best,
         gap=gap,
         time_limit=time_limit,
+        stacks=stacks,
         progress=lambda left: report(f"prove ({left:.1%})", 0.0),
     )
     report("plans", 0.0)
@@ -193,19 +194,18 @@ def codesign_for_draws(
     )
 
 
-def _searched(climber: LaidClimber, table: Candidates, healthy: Design) -> Standing:
-    # the best local optimum from the healthy wafer, the relaxed designs of other grids, and the best guesses
+def _searched(climber: LaidClimber, table: Candidates, healthy: Design) -> tuple[Standing, np.ndarray]:
+    # the best local optimum from the healthy wafer, the relaxed designs of other grids, and the best guesses; stacks
     budget = table.shared.budget
-    values, excess = climber.problem.scores(table.every)
-    merit = np.log(values) + OFF_LIMITS * np.maximum(excess - ROUNDING, 0.0) ** 2
-    order = np.argsort(merit, kind="stable")
+    scores = climber.problem.scores(table.every)
+    order = np.argsort(merit(scores), kind="stable")
     _, first = np.unique(table.group[order], return_index=True)
     starts = list(starts_of(healthy, budget))
     for row in order[np.sort(first)[:GUESSED]]:
         starts.append((place_of(table.every, int(row)), lattice.nearest(budget, np.asarray(table.every.knobs[row]))))
     legal = [climber.choose(*start) for start in starts if climber.has(start[0])]
     legal.sort(key=lambda one: one.rank)
-    return min((climber.climb(one) for one in legal[:CLIMBED]), key=lambda one: one.rank)
+    return min((climber.climb(one) for one in legal[:CLIMBED]), key=lambda one: one.rank), scores.stacks
 
 
 def _kept(climber: LaidClimber, healthy: Design) -> Point | None:

@@ -33,7 +33,7 @@ from watos_jax.search.boxes import Boxes
 from watos_jax.search.candidates import Candidates, candidates
 from watos_jax.search.certificate import Problem
 from watos_jax.search.climb import Climber
-from watos_jax.search.descend import Point, Shared, score
+from watos_jax.search.descend import Point, Score, Shared, score
 from watos_jax.search.draws import OBJECTIVES, stacked_strategies, strategy_keys
 from watos_jax.search.local import Local, Touch
 from watos_jax.search.robust import ways_left
@@ -61,22 +61,24 @@ class Laid(Problem):
     ways: int
     objective: str
 
-    def scores(self, points: Point) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
-        """Worst or mean step time of each point, and log(use / allowance) of the worst limit in any draw."""
+    def scores(self, points: Point) -> Score:
+        """Worst or mean step time of each point, log(use / allowance) of the worst limit in any draw, and stacks."""
         number, count = self.draws * self.ways, len(points.knobs)
         every = jax.tree.map(lambda leaf: np.repeat(leaf, number, axis=0), points)
         found = map_chunks(score, self.shared, _moved(every, np.tile(np.arange(number), count)), chunk=POINTS)
-        times, excess = (part.reshape(count, number) for part in found)
+        times, excess, stacks = (part.reshape(count, number) for part in found)
         value, fits = self._settled(times, excess)
         least = times.reshape(count, self.draws, self.ways).min(axis=2)
         beyond = excess.reshape(count, self.draws, self.ways).min(axis=2).max(axis=1)
-        return np.where(fits, value, OBJECTIVES[self.objective](least, axis=1)), beyond
+        # memory is the same however a strategy is laid
+        return Score(np.where(fits, value, OBJECTIVES[self.objective](least, axis=1)), beyond, stacks[:, 0])
 
     def step_times(self, point: Point) -> Float[np.ndarray, " draws"]:
         """Step time of one point in every draw."""
         one = replace(self, objective="worst")
         parts = [
-            replace(one, draws=1).scores(_moved(point, np.array([draw * self.ways])))[0] for draw in range(self.draws)
+            replace(one, draws=1).scores(_moved(point, np.array([draw * self.ways]))).value
+            for draw in range(self.draws)
         ]
         return np.concatenate(parts)
 
@@ -123,7 +125,7 @@ class LaidClimber(Climber):
         super().__init__([table])
         self.problem = problem
 
-    def _scores(self, case: int, points: Point) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, case: int, points: Point) -> Score:
         self.evaluations += len(points.knobs) * self.problem.draws * self.problem.ways
         return self.problem.scores(points)
 
