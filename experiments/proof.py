@@ -4,8 +4,8 @@ Strategies are drawn from all of a budget and a model. What each can reach on th
 for that strategy alone, from the first guess of the hardware, and then proven by branch and bound to within `GAP`.
 Beside it stand
 
-* root: the first bound, of the whole lattice, by the tangent at the first guess of the hardware, before any box is
-  halved or any tangent renewed; and the same of one box of everything, as if nothing shared a die;
+* root: the first bound, of the whole lattice, by the tangent at the first guess of the hardware over the boxes that
+  branch and bound begins with; and the same of one box of everything, as if nothing shared a die;
 * leaf: the bound of the best lattice point alone, by the same tangent and by one that touches there, over the time of
   the replayed schedule.
 
@@ -29,7 +29,7 @@ from watos_jax.search import lattice
 from watos_jax.search.bounds import reciprocals
 from watos_jax.search.boxes import AXES, Boxes, Grids
 from watos_jax.search.candidates import OPTIONS, Candidates, candidates, take
-from watos_jax.search.certificate import certify
+from watos_jax.search.certificate import HALVED, certify
 from watos_jax.search.climb import Climber, place_of
 from watos_jax.search.local import Local
 
@@ -80,7 +80,10 @@ def _of_strategy(table: Candidates, row: int) -> dict[str, float]:
         low = np.zeros((1, len(AXES)), int)
         end = grids.sizes[[lattice.NAMES.index(name) for name in AXES]] - 1
         whole = grids.boxes(np.zeros(1, int), low, low + end)
-        roots = {"root": _bound(problem, first, grids.cover()), "root, one box": _bound(problem, first, whole)}
+        cover = grids.cover()
+        for _ in range(HALVED):
+            cover = grids.split(cover)
+        roots = {"root": _bound(problem, first, cover), "root, one box": _bound(problem, first, whole)}
     if not np.isfinite(roots["root"]):
         return {}
     climber = Climber([own])

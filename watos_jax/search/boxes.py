@@ -230,5 +230,5 @@ def _parts(values: np.ndarray, number: int) -> list[tuple[int, int]]:
     return list(zip(first.tolist(), [*(first[1:] - 1).tolist(), len(values) - 1], strict=True))
 
 
-_LOOSENESS: Final = np.array([0.05, 0.5, 1.0, 0.4, 1.5])
+_LOOSENESS: Final = np.array([0.05, 0.05, 1.0, 0.4, 1.5])
 # how much wider logarithms along AXES loosen a bound, roughly; it decides the order of splits, nothing else

@@ -27,6 +27,8 @@ from watos_jax.workload import model_flop
 
 TANGENTS = 6
 """Most tangents per strategy."""
+HALVED = 2
+"""Times that boxes of the cover are halved before any strategy is bounded: it costs the same for one and for all."""
 RENEWED = 8192
 """Most strategies whose tangents are taken anew; while more are left, boxes are only halved."""
 RENEWED_EVERY = 4
@@ -155,6 +157,8 @@ class _Proof:
 
     def run(self) -> tuple[Certificate, Point]:
         boxes = self._promising(self.grids.cover())
+        for _ in range(HALVED):
+            boxes = self._promising(self.grids.split(boxes))
         left, visited = self._first(boxes), 0
         for number in count(1):
             self.boxes += len(boxes.grid)
