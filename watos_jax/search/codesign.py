@@ -16,7 +16,8 @@ is solved to stationarity (`relaxed`).
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
@@ -135,15 +136,28 @@ class _Search:
             found = self._timed("round", lambda: rounded(self.climber, relaxed))
         best = self._point(found)
         proven = None
+        places = _best_of_each_place(take(every, relaxed.rows)._replace(knobs=relaxed.knobs), relaxed.values)
         if time_limit is not None and provable and found.excess <= ROUNDING:
             left = max(time_limit - (time.perf_counter() - self.started), 0.0)
-            best, proven = self._timed("prove", lambda: self._prove(every, best, gap, left))
-        places = _best_of_each_place(take(every, relaxed.rows)._replace(knobs=relaxed.knobs), relaxed.values)
-        design = self._timed("report", lambda: self._design(best, proven, places))
-        if time_limit is None or not refine:
-            return design
-        further = self._timed("refine", lambda: self._share(every, best, gap, time_limit))
-        return replace(design, refined=further, wall_time=time.perf_counter() - self.started)
+            with ThreadPoolExecutor(1) as beside:
+                # what most proofs end with compiles on another core
+                early = beside.submit(self._design, best, places)
+                better, proven = self._timed("prove", lambda: self._prove(every, best, gap, left))
+                work = early.result if better is best else lambda: self._design(better, places)
+                design = self._timed("report", work)
+            best = better
+        else:
+            design = self._timed("report", lambda: self._design(best, places))
+        further = None
+        if time_limit is not None and refine:
+            further = self._timed("refine", lambda: self._share(every, best, gap, time_limit))
+        return design(
+            certificate=proven,
+            refined=further,
+            evaluations=self.climber.evaluations,
+            phases=self.phases,
+            wall_time=time.perf_counter() - self.started,
+        )
 
     def _timed(self, phase: str, work: Callable[[], Any]) -> Any:
         self.progress(phase, 0.0)
@@ -220,7 +234,8 @@ class _Search:
 
         return refinement.refine(self.candidates.shared, every, best, gap=gap, time_limit=time_limit, progress=report)
 
-    def _design(self, best: Point, proven: Certificate | None, relaxed: Point) -> Design:
+    def _design(self, best: Point, relaxed: Point) -> Callable[..., Design]:
+        # all but what the search has counted and proven
         candidate = jax.tree.map(lambda leaf: float(leaf[0]), best.candidate)
         grid = int(candidate.die_rows), int(candidate.die_cols)
         sides = int(candidate.horizontal_sides), int(candidate.vertical_sides)
@@ -232,7 +247,8 @@ class _Search:
         if not answer.feasible:
             raise Infeasible(least_change(answer, wafer))
         value = float(self.objective.value(wafer, answer))
-        return Design(
+        return partial(
+            Design,
             wafer=wafer,
             knobs=knobs,
             sides=sides,
@@ -241,14 +257,10 @@ class _Search:
             objective=self.objective,
             value=value,
             relaxed_value=min(relaxed_optimum(place, knobs).value, value),
-            evaluations=self.climber.evaluations,
             candidates=len(self.candidates),
             lattice_points=float(np.prod(lattice.counts(self.budget).astype(float))),
-            wall_time=time.perf_counter() - self.started,
-            phases=self.phases,
             pruned=self.candidates.pruned,
             at_bound=lattice.ends(self.budget, lattice.nearest(self.budget, np.asarray(best.knobs[0]))),
-            certificate=proven,
             relaxed=relaxed,
         )
 
