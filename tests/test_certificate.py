@@ -173,31 +173,36 @@ def test_the_proven_best_equals_an_exhaustive_scan_of_a_small_lattice(seed):
     assert proof.strategies_visited <= proof.strategies
 
 
-def test_a_proof_cut_short_says_what_it_has(monkeypatch):
-    monkeypatch.setattr(boxes, "COVER", (1,) * len(AXES))
-    monkeypatch.setattr(certificate, "HALVED", 0)
-    design = codesign(MODEL, small_budget(0), options=OPTIONS, time_limit=0.0)
-    proof = design.certificate
-    assert 0.0 < proof.lower_bound < proof.value
-    assert proof.gap > 0.0
-
-
-def test_strategies_whose_memory_no_box_has_change_no_proof():
+@pytest.fixture(scope="module")
+def begun():
+    """A problem, its candidates, the stacks that each needs, and a local optimum to begin at."""
     budget = small_budget(0)
     table = candidates(wj.presets.models.LLAMA3_8B, budget, options=replace(OPTIONS, recompute=("none", "full")))
     climber = Climber([table])
     stacks = climber.scores(0, table.every).stacks
     places = np.unique(np.stack(table.every.candidate[:4], axis=1), axis=0)
-    best = min(
-        (climber.choose(place, lattice.counts(budget) // 2) for place in map(tuple, places)), key=lambda one: one.rank
-    )
-    best = climber.climb(best)
-    start = climber.points(best, 0, best.knobs[None])
-    problem = Local(table.shared)
+    middle = lattice.counts(budget) // 2
+    best = climber.climb(min((climber.choose(tuple(place), middle) for place in places), key=lambda one: one.rank))
+    assert best.excess <= ROUNDING
+    return Local(table.shared), table.every, stacks, climber.points(best, 0, best.knobs[None])
+
+
+def test_a_proof_cut_short_says_what_it_has(begun, monkeypatch):
+    problem, every, _, start = begun
+    monkeypatch.setattr(boxes, "COVER", (1,) * len(AXES))
+    monkeypatch.setattr(certificate, "HALVED", 0)
+    proof, best = certify(problem, every, start, gap=0.0, time_limit=0.0)
+    assert best is start
+    assert 0.0 < proof.lower_bound < proof.value
+    assert proof.gap > 0.0
+
+
+def test_strategies_whose_memory_no_box_has_change_no_proof(begun):
+    problem, every, stacks, start = begun
     known, unknown = (
-        certify(problem, table.every, start, gap=0.0, time_limit=600.0, stacks=needed)[0] for needed in (stacks, None)
+        certify(problem, every, start, gap=0.0, time_limit=600.0, stacks=needed)[0] for needed in (stacks, None)
     )
-    assert (stacks > 1.1 * float(budget.high.dram_stacks)).any() and best.excess <= ROUNDING
+    assert (stacks > 1.1 * float(problem.shared.budget.high.dram_stacks)).any()
     assert known.value == unknown.value and known.lower_bound == pytest.approx(unknown.lower_bound, rel=1e-12)
     assert known.evaluations < unknown.evaluations
 

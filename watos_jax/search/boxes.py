@@ -146,7 +146,7 @@ class Grids:
         return Boxes(grid[kept], low[kept], high[kept], columns[kept], least, stacks, knobs[kept])
 
     def split(self, boxes: Boxes) -> Boxes:
-        """Halve every box of more than one point along the axis that loosens its bound most."""
+        """Halve every box along the axis that loosens its bound most; one of a single point stays."""
         first, step = (lattice.to_array(side)[_AXES] for side in (self.budget.low, self.budget.step))
         spread = np.log((first + boxes.high * step) / (first + boxes.low * step)) * _LOOSENESS
         axis, every = spread.argmax(axis=1), np.arange(len(boxes.low))
