@@ -164,8 +164,7 @@ class Grids:
 
     def in_smallest_dies(self, boxes: Boxes) -> Float[np.ndarray, "boxes knobs"]:
         """The same knobs in the smallest die that holds them, which leaks least."""
-        width, height = (self._axis(name) for name in ("die_width", "die_height"))
-        size = np.stack([np.repeat(width, len(height)), np.tile(height, len(width))], axis=1)
+        size = self._die_sizes()
         size = size[np.argsort(size.prod(axis=1), kind="stable")]
         knobs = np.repeat(boxes.knobs, len(size), axis=0)
         knobs[:, _DIE] = np.tile(size, (len(boxes.knobs), 1))
@@ -181,6 +180,10 @@ class Grids:
         index[:, _COLUMN[name]] = np.arange(len(index))
         return lattice.values_at(self.budget, index)[:, _COLUMN[name]]
 
+    def _die_sizes(self) -> np.ndarray:
+        # every (width, height), shape (sizes, 2), heights fastest
+        return np.array(list(product(self._axis("die_width"), self._axis("die_height"))))
+
     def _room(self, grid: np.ndarray, knobs: np.ndarray) -> np.ndarray:
         self.points += len(knobs)
         return map_chunks(room, self.budget, (self.grids[grid], knobs), chunks_per_call=1)
@@ -188,7 +191,7 @@ class Grids:
     def _largest_dies(self) -> list[np.ndarray]:
         # of each grid the (width, height) beside which no other is larger both ways, with the least of all else
         width, height = (self._axis(name) for name in ("die_width", "die_height"))
-        size = np.stack([np.repeat(width, len(height)), np.tile(height, len(width))], axis=1)
+        size = self._die_sizes()
         knobs = np.repeat(lattice.values_at(self.budget, np.zeros((1, len(NAMES)), int)), len(size), axis=0)
         knobs[:, _DIE] = size
         count = len(self.grids)

@@ -92,6 +92,17 @@ class Problem(ABC):
         """
 
 
+def check_ends(gap: float, time_limit: float) -> None:
+    """Refuse a gap or time limit at which no proof can end.
+
+    Raises:
+        ValueError: either is negative or not finite.
+    """
+    for name, given in (("gap", gap), ("time_limit", time_limit)):
+        if not 0.0 <= given < np.inf:
+            raise ValueError(f"{name} is {given:g}: it must be finite, 0 or more")
+
+
 @dataclass
 class _Left:
     # strategies of one grid that are not ruled out: rows of the table, and their bounds, arrays (rows, bounds, ...)

@@ -30,7 +30,7 @@ from watos_jax.model import Transformer
 from watos_jax.search import lattice
 from watos_jax.search import refine as refinement
 from watos_jax.search.candidates import OPTIONS, Candidates, Infeasible, candidates, take
-from watos_jax.search.certificate import Certificate, certify
+from watos_jax.search.certificate import Certificate, certify, check_ends
 from watos_jax.search.climb import Climber, Standing
 from watos_jax.search.descend import Point, Score
 from watos_jax.search.design import Design, least_change
@@ -94,9 +94,7 @@ def codesign(
         ValueError: no strategy is legal on any die grid, gap or time_limit is negative, or a refined design is asked
             for that has no proof.
     """
-    for name, given in (("gap", gap), ("time_limit", time_limit)):
-        if not 0.0 <= given < np.inf:
-            raise ValueError(f"{name} is {given:g}: it must be finite, 0 or more")
+    check_ends(gap, time_limit)
     if refine and not (prove and _is_provable(budget, objective)):
         raise ValueError("refine is True: it must be False but for tokens per second, proven, without overlap")
     search = _Search(model, budget, options, objective, progress or (lambda phase, share: None), improved)

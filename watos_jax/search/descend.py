@@ -20,7 +20,7 @@ from watos_jax.hardware import Budget
 from watos_jax.model import Transformer
 from watos_jax.programs import returned
 from watos_jax.relax import HARD, Relaxation, Smooth
-from watos_jax.search.lattice import NAMES, from_array, to_array
+from watos_jax.search.lattice import NAMES, from_array
 from watos_jax.search.objective import Objective
 from watos_jax.strategy import Layout, Strategy
 from watos_jax.units import Scalar
@@ -158,6 +158,3 @@ def _evaluate(shared: Shared, point: Point, relax: Relaxation = HARD) -> tuple[S
     layout = jax.tree.map(lambda leaf: leaf[candidate.geometry], shared.layouts)
     result = estimate(wafer, shared.model, candidate.strategy, layout=layout, relax=relax)
     return shared.objective.value(wafer, result), result.margins
-
-
-__all__ = ["Candidate", "Point", "Score", "Shared", "descend", "log_ratios", "score", "to_array"]

@@ -27,7 +27,7 @@ from watos_jax.hardware import Budget, Knobs, Wafer
 from watos_jax.model import Transformer
 from watos_jax.search import lattice
 from watos_jax.search.candidates import OPTIONS, Candidates, Infeasible, take
-from watos_jax.search.certificate import Certificate, certify
+from watos_jax.search.certificate import Certificate, certify, check_ends
 from watos_jax.search.climb import Standing, place_of, starts_of
 from watos_jax.search.codesign import GAP, TIME_LIMIT, codesign, merit
 from watos_jax.search.descend import Point
@@ -148,9 +148,7 @@ def codesign_for_draws(
     started, report = time.perf_counter(), progress or (lambda phase, share: None)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective is {objective!r}: it must be one of {', '.join(OBJECTIVES)}")
-    for name, given in (("gap", gap), ("time_limit", time_limit)):
-        if not 0.0 <= given < np.inf:
-            raise ValueError(f"{name} is {given:g}: it must be finite, 0 or more")
+    check_ends(gap, time_limit)
     if budget.wafer.overlap is not None:
         raise ValueError("budget.wafer.overlap is given: it must be None, for hidden communication has no bound")
     report("draws of faults", 0.0)
